@@ -1,0 +1,66 @@
+// Integer convolution and linear layers: u8 activations x s8 weights -> exact int32 -> requantized u8 or
+// float32.
+//
+// Activations are NHWC images whose border is real memory filled with the zero point, so that kernels need no
+// edge cases. A layer is packed once (PackedConv2d) and run many times without allocating.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/isa.h"
+#include "core/parallel.h"
+
+namespace pqk {
+
+struct Conv2dShape {
+  int64_t in_channels, in_height, in_width;
+  int64_t out_channels, out_height, out_width;
+  int64_t kernel_height, kernel_width;
+  int64_t stride_height, stride_width;
+  int64_t dilation_height, dilation_width;
+  int64_t groups;
+  int64_t pad_top, pad_left, pad_bottom, pad_right;
+};
+
+// One NHWC image of u8 codes. `data` is pixel (0, 0), channel 0; around it lie at least the layer's pad_* rows
+// and pixels, filled with the zero point. pixel_stride is the channel count rounded up to a multiple of 4
+// (int8_pixel_stride); the bytes between may hold anything. At least 64 readable bytes lie before and after.
+struct Int8Image {
+  uint8_t* data;
+  int64_t row_stride;    // bytes from a row to the next
+  int64_t pixel_stride;  // bytes from a pixel to the next
+};
+
+inline int64_t int8_pixel_stride(int64_t channels) { return (channels + 3) / 4 * 4; }
+
+// The layer's constants as the file holds them.
+struct Conv2dConstants {
+  const int8_t* weight;     // [out_channels, in_channels / groups, kernel_height, kernel_width]
+  const float* multiplier;  // [out_channels]
+  const float* bias;        // [out_channels]
+  int32_t input_zero_point;
+  int32_t quant_min, quant_max;  // of the codes; unused for float32 output
+  bool float_output;             // out image is float32 NHWC, dense, without border
+  bool has_residual;
+  float residual_multiplier;
+  int32_t residual_zero_point;
+};
+
+// A layer made ready for one instruction set (the active one at packing). Immutable, safe to share by threads.
+class PackedConv2d {
+ public:
+  virtual ~PackedConv2d() = default;
+  // Computes output rows [row_begin, row_end) of one image. `residual` is null without one; `output` is the u8
+  // image, or `float_output` (NHWC dense) for a float32 layer.
+  virtual void run(const Int8Image& input, const Int8Image* residual, const Int8Image& output,
+                   float* float_output, int64_t row_begin, int64_t row_end) const = 0;
+  virtual const char* kernel_name() const = 0;
+};
+
+// Chooses the fastest exact kernel for this shape and packs the weights. A linear layer is a 1x1 convolution of
+// a 1x1 image.
+std::unique_ptr<PackedConv2d> pack_conv2d(const Conv2dShape& shape, const Conv2dConstants& constants);
+
+}  // namespace pqk

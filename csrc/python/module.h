@@ -1,0 +1,10 @@
+// Each file of this folder binds one topic and is listed in module.cpp.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace pqk::python {
+
+void register_isa(pybind11::module_& module);
+
+}  // namespace pqk::python

@@ -1,0 +1,51 @@
+"""pqk_ext: pruning, quantization and knowledge distillation (PQK) for PyTorch, and a runtime for the result.
+
+Importing the package imports neither torch nor the native code; each name below does so at its first use.
+``pqk_ext.runtime`` never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it.
+_EXPORTS = {
+    "FormatError": "pqk_ext.errors",
+    "DataError": "pqk_ext.errors",
+    "build_info": "pqk_ext._build_info",
+    "PQKConfig": "pqk_ext.config",
+    "prepare": "pqk_ext.preparation",
+    "export": "pqk_ext.deploy",
+    "assert_parity": "pqk_ext.deploy",
+    "fit": "pqk_ext.training",
+}
+_SUBMODULES = ("data", "distill", "errors", "models", "nn", "ops", "prune", "quant", "runtime")
+
+__all__ = ["__version__", *_EXPORTS, *_SUBMODULES]
+
+if TYPE_CHECKING:
+    from pqk_ext import data, distill, errors, models, nn, ops, prune, quant, runtime
+    from pqk_ext._build_info import build_info
+    from pqk_ext.config import PQKConfig
+    from pqk_ext.deploy import assert_parity, export
+    from pqk_ext.errors import DataError, FormatError
+    from pqk_ext.preparation import prepare
+    from pqk_ext.training import fit
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

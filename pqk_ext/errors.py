@@ -1,0 +1,41 @@
+"""Errors that users of the package may catch. Needs neither torch nor the native code."""
+
+from __future__ import annotations
+
+__all__ = ["DataError", "FormatError"]
+
+_SHOWN_LENGTH = 200
+
+
+def _shown(text: object) -> str:
+    """What came from a file, safe to print: no control characters, at most 200 of them."""
+    cleaned = str(text).encode("unicode_escape").decode("ascii")
+    return cleaned if len(cleaned) <= _SHOWN_LENGTH else cleaned[:_SHOWN_LENGTH] + "..."
+
+
+class FormatError(ValueError):
+    """A ``.pqk`` file, or a part of one, that breaks a rule of the format.
+
+    Attributes:
+        code: stable name of the rule, for example ``"E_DIGEST"``.
+        field: the field at fault, for example ``"tensors['3.weight'].payload"``.
+        offset: byte offset within that field, or -1 where there is none.
+        expected: what the rule asks for.
+        got: what the file holds.
+    """
+
+    def __init__(self, code: str, field: str, offset: int, expected: str, got: str) -> None:
+        self.code = code
+        self.field = _shown(field)
+        self.offset = offset
+        self.expected = _shown(expected)
+        self.got = _shown(got)
+        super().__init__(code, field, offset, expected, got)
+
+    def __str__(self) -> str:
+        at = f" at byte {self.offset}" if self.offset >= 0 else ""
+        return f"{self.field}{at}: expected {self.expected}, got {self.got} [{self.code}]"
+
+
+class DataError(ValueError):
+    """A data set on disk that is missing, truncated or mislabelled; the message names file, record and offset."""

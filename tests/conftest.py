@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pqk_ext import _core
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(params=_core.supported_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on every instruction set of this CPU."""
+    _core.force_isa(request.param)
+    yield request.param
+    _core.force_isa("")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the full data sets and pretrained networks; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("PQK_DATA_DIR", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "SHA256SUMS").exists():
+        pytest.skip(f"no data folder at {folder}: set PQK_DATA_DIR to run this test")
+    return folder
