@@ -1,6 +1,8 @@
-#include "core/isa_begin.h"
-#include "core/numerics.h"
 #include "core/quantize.h"
+
+#include "core/numerics.h"
+
+#include "core/isa_begin.h"
 
 namespace {
 
