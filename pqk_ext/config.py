@@ -1,0 +1,302 @@
+"""The settings of one PQK run: a frozen dataclass, its dict and its YAML file. Needs neither torch nor native code."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml  # type: ignore[import-untyped]
+
+__all__ = ["PQKConfig"]
+
+_MAX_YAML_BYTES = 1 << 20
+
+
+# A check returns what is allowed when the value is refused, and None when it is fine.
+_Check = Callable[[object], str | None]
+
+
+def _number(
+    default: float, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+) -> Any:
+    allowed = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high or high == math.inf else ']'}"
+
+    def check(value: object) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return allowed
+        fits = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
+        return None if fits else allowed
+
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def _integer(default: int, low: int, high: int | None = None) -> Any:
+    allowed = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
+
+    def check(value: object) -> str | None:
+        fits = type(value) is int and value >= low and (high is None or value <= high)
+        return None if fits else allowed
+
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def _flag(default: bool) -> Any:
+    def check(value: object) -> str | None:
+        return None if type(value) is bool else "true or false"
+
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+def _choice(default: str, *others: str) -> Any:
+    allowed = (default, *others)
+
+    def check(value: object) -> str | None:
+        return None if isinstance(value, str) and value in allowed else "one of " + ", ".join(allowed)
+
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PQKConfig:
+    """Settings of pruning, quantization and distillation; every field is checked when the object is made.
+
+    The fields follow Kim, Chang and Kwak, "PQK: Model Compression via Pruning, Quantization, and Knowledge
+    Distillation" (Interspeech 2021); each alternative to a default is one arm of an ablation. Steps are
+    optimizer steps.
+
+    Attributes:
+        sparsity: share of the prunable weights that is zero at the end, in [0, 1).
+        weight_bits: bits of a weight code, 2 to 8.
+        act_bits: bits of an activation code, 2 to 8.
+        first_layer_bits: weight bits of the layer that reads the network's input.
+        last_layer_bits: weight bits of the layer that writes the logits.
+        total_steps: training steps of both phases together.
+        phase1_fraction: share of ``total_steps`` spent in phase 1 (prune and quantize).
+        warmup_fraction: share of phase 1, at its start, in which nothing is pruned.
+        ramp_end: share of phase 1 after which the sparsity no longer grows.
+        mask_update_interval: steps between two rankings of the weights.
+        ranking: one threshold over all layers (``"global"``), or one each (``"per_layer"``).
+        granularity: prune single weights, or whole output filters.
+        min_keep_per_channel: weights that every output channel keeps (with filter granularity: filters a layer keeps).
+        min_keep_fraction: share of each layer that is kept whatever the ranking says.
+        prune_linear: prune linear layers too.
+        prune_depthwise: prune depthwise convolutions too.
+        temperature: softening of both logits in the distillation loss.
+        kd_weight: weight of the student's distillation loss.
+        ce_weight: weight of the student's cross-entropy.
+        kd_warmup_fraction: share of phase 2, at its start, without the distillation loss.
+        teacher_weights: the teacher uses the important weights as floats, or as the student's quantized values.
+        routing: teacher losses move the unimportant weights only (``"disjoint"``), or both losses move all.
+        kl_direction: ``"two_way"`` also pulls the teacher towards the student.
+        batch_norm: the teacher has its own batch norm, or shares the student's.
+        step_size: in phase 2 the quantizers' step sizes go on learning, or stay.
+        step_size_lr_factor: learning rate of the step sizes, as a multiple of the weights'.
+        teacher: ``False`` makes phase 2 plain continued training: the control arm of the method.
+    """
+
+    sparsity: float = _number(0.9, 0, 1, open_high=True)
+    weight_bits: int = _integer(8, 2, 8)
+    act_bits: int = _integer(8, 2, 8)
+    first_layer_bits: int = _integer(8, 2, 8)
+    last_layer_bits: int = _integer(8, 2, 8)
+
+    total_steps: int = _integer(2000, 1)
+    phase1_fraction: float = _number(0.5, 0, 1, open_low=True)
+    warmup_fraction: float = _number(0.05, 0, 1, open_high=True)
+    ramp_end: float = _number(0.75, 0, 1, open_low=True)
+    mask_update_interval: int = _integer(16, 1)
+
+    ranking: Literal["global", "per_layer"] = _choice("global", "per_layer")
+    granularity: Literal["unstructured", "filter"] = _choice("unstructured", "filter")
+    min_keep_per_channel: int = _integer(1, 0)
+    min_keep_fraction: float = _number(0.01, 0, 1)
+    prune_linear: bool = _flag(False)
+    prune_depthwise: bool = _flag(True)
+
+    temperature: float = _number(2.0, 0, open_low=True)
+    kd_weight: float = _number(1.0, 0)
+    ce_weight: float = _number(1.0, 0)
+    kd_warmup_fraction: float = _number(0.0, 0, 1)
+    teacher_weights: Literal["float", "quantized"] = _choice("float", "quantized")
+    routing: Literal["disjoint", "shared"] = _choice("disjoint", "shared")
+    kl_direction: Literal["one_way", "two_way"] = _choice("one_way", "two_way")
+    batch_norm: Literal["separate", "shared"] = _choice("separate", "shared")
+    step_size: Literal["learn", "freeze"] = _choice("learn", "freeze")
+    step_size_lr_factor: float = _number(0.01, 0)
+    teacher: bool = _flag(True)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _check_value(field.name, value)
+            if type(field.default) is float:
+                # An integer is a fine value; stored as float so that equal configs have equal YAML.
+                object.__setattr__(self, field.name, float(value))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.warmup_fraction >= self.ramp_end:
+            raise ValueError(
+                f"ramp_end: expected a number above warmup_fraction = {self.warmup_fraction:g} (pruning begins where "
+                f"the warm-up ends), got {self.ramp_end:g}"
+            )
+        if self.phase1_steps < 1:
+            raise ValueError(
+                f"phase1_fraction: expected at least 1 of total_steps = {self.total_steps} in phase 1, "
+                f"got {self.phase1_fraction:g}, which is none"
+            )
+        if self.min_keep_fraction > 1 - self.sparsity:
+            raise ValueError(
+                f"min_keep_fraction: expected at most 1 - sparsity = {1 - self.sparsity:g} (a larger floor makes the "
+                f"sparsity impossible), got {self.min_keep_fraction:g}"
+            )
+
+    @property
+    def phase1_steps(self) -> int:
+        """Steps of phase 1; phase 2 begins at this step."""
+        return round(self.total_steps * self.phase1_fraction)
+
+    @property
+    def phase2_steps(self) -> int:
+        """Steps of phase 2; 0 when ``phase1_fraction`` is 1."""
+        return self.total_steps - self.phase1_steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps at the start of phase 1 in which all masks are one."""
+        return math.floor(self.phase1_steps * self.warmup_fraction)
+
+    @property
+    def ramp_start_step(self) -> int:
+        """Step at which the sparsity begins to grow."""
+        return self.warmup_steps
+
+    @property
+    def ramp_end_step(self) -> int:
+        """Step from which the sparsity is final; always after ``ramp_start_step``."""
+        return math.ceil(self.phase1_steps * self.ramp_end)
+
+    @property
+    def kd_warmup_steps(self) -> int:
+        """Steps at the start of phase 2 without the distillation loss, counted from the start of phase 2."""
+        return math.floor(self.phase2_steps * self.kd_warmup_fraction)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, in the order of the class; ``from_dict`` gives an equal config back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PQKConfig:
+        """Makes a config; fields that are not given keep their defaults.
+
+        Raises:
+            ValueError: an unknown key (the nearest known one is suggested), or a value outside its range.
+        """
+        for key in values:
+            _check_key(key)
+        return cls(**values)
+
+    def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The config as YAML text; written to ``path`` too when one is given."""
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    @classmethod
+    def load_yaml(cls, path: str | os.PathLike[str]) -> PQKConfig:
+        """Reads a YAML file of at most 1 MiB that holds one flat mapping of field names to values.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: the text is not such a mapping, has a key twice, an unknown key or a value outside its
+                range; the message begins with ``path:line:column`` where a place can be named.
+        """
+        return cls.from_dict(_read_flat_yaml(Path(path)))
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(PQKConfig)}
+
+
+def _check_value(name: str, value: object, place: str = "") -> None:
+    allowed = _FIELDS[name].metadata["check"](value)
+    if allowed is not None:
+        raise ValueError(f"{place}{name}: expected {allowed}, got {reprlib.repr(value)}")
+
+
+def _check_key(key: object, place: str = "") -> None:
+    if isinstance(key, str) and key in _FIELDS:
+        return
+    nearest = difflib.get_close_matches(str(key), _FIELDS, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "known keys: " + ", ".join(_FIELDS)
+    raise ValueError(f"{place}unknown key {reprlib.repr(key)}; {hint}")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, for which ``1e-3`` is a number, as in YAML 1.2, and not a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read_flat_yaml(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        data = file.read(_MAX_YAML_BYTES + 1)
+    if len(data) > _MAX_YAML_BYTES:
+        raise ValueError(f"{path}: expected at most {_MAX_YAML_BYTES} bytes of YAML, got more")
+    try:
+        return _flat_mapping(path, _Loader(data))
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"{_place(path, error.problem_mark)}{error.problem or error.context}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML text: {error}") from error
+
+
+def _place(path: Path, mark: Any) -> str:
+    return f"{path}:{mark.line + 1}:{mark.column + 1}: " if mark is not None else f"{path}: "
+
+
+def _flat_mapping(path: Path, loader: _Loader) -> dict[str, Any]:
+    """Reads events, not nodes: a nested or self-referring document ends at its first wrong event, whatever its size."""
+    loader.get_event()  # stream start
+    if loader.check_event(yaml.StreamEndEvent):
+        raise ValueError(f"{path}:1:1: expected a mapping of settings, got an empty file")
+    loader.get_event()  # document start
+    opening = loader.get_event()
+    if not isinstance(opening, yaml.MappingStartEvent):
+        raise ValueError(f"{_place(path, opening.start_mark)}expected a mapping of settings (key: value)")
+    values: dict[str, Any] = {}
+    while not loader.check_event(yaml.MappingEndEvent):
+        event = loader.get_event()
+        key, place = _scalar(path, loader, event), _place(path, event.start_mark)
+        _check_key(key, place)
+        if key in values:
+            raise ValueError(f"{place}key {key!r} is given twice")
+        values[key] = _scalar(path, loader, loader.get_event())
+        _check_value(key, values[key], place)
+    loader.get_event()  # mapping end
+    loader.get_event()  # document end
+    rest = loader.get_event()
+    if not isinstance(rest, yaml.StreamEndEvent):
+        raise ValueError(f"{_place(path, rest.start_mark)}expected one document, got a second")
+    return values
+
+
+def _scalar(path: Path, loader: _Loader, event: Any) -> Any:
+    place = _place(path, event.start_mark)
+    if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
+        raise ValueError(f"{place}expected a plain value, got a list, a mapping, an alias or a tag")
+    tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+    try:
+        return loader.construct_object(yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark))
+    except ValueError as error:  # such as the date 2001-99-99
+        raise ValueError(f"{place}{error}") from error
