@@ -38,4 +38,25 @@ class FormatError(ValueError):
 
 
 class DataError(ValueError):
-    """A data set on disk that is missing, truncated or mislabelled; the message names file, record and offset."""
+    """A data file on disk that is missing, cut, mislabelled or of another kind.
+
+    Attributes:
+        path: the file or folder at fault.
+        record: index of the first bad record of that file, or -1 where there is none.
+        offset: byte offset within that file, or -1 where there is none.
+        expected: what should stand there.
+        got: what does.
+    """
+
+    def __init__(self, path: object, expected: str, got: str, *, record: int = -1, offset: int = -1) -> None:
+        self.path = _shown(path)
+        self.record = record
+        self.offset = offset
+        self.expected = _shown(expected)
+        self.got = _shown(got)
+        super().__init__(path, expected, got)
+
+    def __str__(self) -> str:
+        record = f", record {self.record}" if self.record >= 0 else ""
+        offset = f", byte {self.offset}" if self.offset >= 0 else ""
+        return f"{self.path}{record}{offset}: expected {self.expected}, got {self.got}"
