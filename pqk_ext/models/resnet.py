@@ -1,0 +1,94 @@
+"""Residual networks for 32x32 images: He et al., "Deep Residual Learning", CVPR 2016, section 4.2.
+
+Parameter names are those of Y. Idelbayev's `pytorch_resnet_cifar10`, so its trained weights load unchanged.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pqk_ext.models.registry import register_model
+
+
+class HalvedIdentity(nn.Module):
+    """Shortcut "option A": every second pixel, and channels filled up with zeros on both sides. No parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.added = (out_channels - in_channels) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.added, self.added))
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.shortcut = HalvedIdentity(in_channels, channels) if stride > 1 else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu1(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        out: torch.Tensor = self.relu2(y + self.shortcut(x))
+        return out
+
+
+class ResNet(nn.Module):
+    """`6 * blocks + 2` layers: three stages of 16, 32 and 64 channels at 32x32, 16x16 and 8x8."""
+
+    def __init__(self, blocks: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU()
+        self.layer1 = self._stage(blocks, 16, 16, stride=1)
+        self.layer2 = self._stage(blocks, 16, 32, stride=2)
+        self.layer3 = self._stage(blocks, 32, 64, stride=2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    @staticmethod
+    def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
+        first = BasicBlock(in_channels, channels, stride)
+        return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        out: torch.Tensor = self.linear(torch.flatten(self.pool(x), 1))
+        return out
+
+
+@register_model(input_shape=(3, 32, 32))
+def resnet8(num_classes: int = 10) -> ResNet:
+    """ResNet-8, one block a stage: 75,290 parameters, 12.2 M MACs (counted; He et al. start at ResNet-20)."""
+    return ResNet(1, num_classes)
+
+
+@register_model(input_shape=(3, 32, 32))
+def resnet20(num_classes: int = 10) -> ResNet:
+    """ResNet-20: 0.27 M parameters (He et al., table 6), 40.55 M MACs (40.81 M with convolutions as shortcuts)."""
+    return ResNet(3, num_classes)
+
+
+@register_model(input_shape=(3, 32, 32))
+def resnet32(num_classes: int = 10) -> ResNet:
+    """ResNet-32: 0.46 M parameters (He et al., table 6)."""
+    return ResNet(5, num_classes)
+
+
+@register_model(input_shape=(3, 32, 32))
+def resnet56(num_classes: int = 10) -> ResNet:
+    """ResNet-56: 0.85 M parameters (He et al., table 6)."""
+    return ResNet(9, num_classes)
