@@ -239,7 +239,7 @@ def _check_key(key: object, place: str = "") -> None:
     raise ValueError(f"{place}unknown key {reprlib.repr(key)}; {hint}")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """PyYAML's safe loader, for which ``1e-3`` is a number, as in YAML 1.2, and not a string."""
 
 

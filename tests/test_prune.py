@@ -1,0 +1,239 @@
+"""Schedule, scores and masks, against a plain sort in Python."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pqk_ext import prune
+from pqk_ext.prune import compute_masks, cubic_sparsity
+
+NO_FLOOR = {"min_keep_per_channel": 0, "min_keep_fraction": 0.0}
+
+
+def _layers(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def _kept(masks: list[Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in masks)
+
+
+def _reference(weights: list[Tensor], sparsity: float, per_channel: int, fraction: float) -> list[list[bool]]:
+    """Global unstructured masks by sorting Python lists."""
+    ranked = [
+        (-abs(value), layer, i) for layer, w in enumerate(weights) for i, value in enumerate(w.flatten().tolist())
+    ]
+    ranked.sort()
+    protected: set[tuple[int, int]] = set()
+    for layer, weight in enumerate(weights):
+        of_layer = [(i, layer) for _, owner, i in ranked if owner == layer]
+        size = weight.numel() // weight.shape[0]
+        chosen: set[int] = set()
+        for channel in range(weight.shape[0]):
+            chosen.update([i for i, _ in of_layer if i // size == channel][:per_channel])
+        for i, _ in of_layer:
+            if len(chosen) >= max(1, math.ceil(fraction * weight.numel())):
+                break
+            chosen.add(i)
+        protected |= {(layer, i) for i in chosen}
+    target = round((1 - sparsity) * len(ranked))
+    for _, layer, i in ranked:
+        if len(protected) >= target:
+            break
+        protected.add((layer, i))
+    return [[(layer, i) in protected for i in range(w.numel())] for layer, w in enumerate(weights)]
+
+
+def test_cubic_ramp() -> None:
+    assert [cubic_sparsity(s, start=10, end=20, final=0.8) for s in (0, 10, 20, 1000)] == [0, 0, 0.8, 0.8]
+    assert cubic_sparsity(15, start=10, end=20, final=0.8) == pytest.approx(0.8 * (1 - 0.5**3))
+    values = [cubic_sparsity(step, start=3, end=40, final=0.9) for step in range(50)]
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize("arguments", [{"start": 5, "end": 5, "final": 0.5}, {"start": 0, "end": 5, "final": 1.5}])
+def test_impossible_schedule_is_refused(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        cubic_sparsity(0, **arguments)  # type: ignore[arg-type]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    sparsity=st.floats(0, 0.999),
+    per_channel=st.integers(0, 3),
+    fraction=st.sampled_from([0.0, 0.01, 0.3]),
+    levels=st.sampled_from([0, 2]),
+)
+def test_masks_equal_a_plain_sort(seed: int, sparsity: float, per_channel: int, fraction: float, levels: int) -> None:
+    weights = _layers((4, 3, 3), (2, 5), (7, 1), seed=seed)
+    if levels:  # many equal scores
+        weights = [(w * levels).round() for w in weights]
+    masks = compute_masks(weights, sparsity, min_keep_per_channel=per_channel, min_keep_fraction=fraction)
+    assert [mask.flatten().tolist() for mask in masks] == _reference(weights, sparsity, per_channel, fraction)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 0.9501, 0.99])
+@pytest.mark.parametrize("ranking", ["global", "per_layer"])
+def test_exact_count(sparsity: float, ranking: str) -> None:
+    weights = _layers((16, 3, 3, 3), (32, 16, 3, 3), (10, 32))
+    masks = compute_masks(weights, sparsity, ranking=ranking, **NO_FLOOR)
+    if ranking == "global":
+        assert _kept(masks) == round((1 - sparsity) * sum(w.numel() for w in weights))
+    else:
+        assert [int(m.sum()) for m in masks] == [max(1, round((1 - sparsity) * w.numel())) for w in weights]
+    for weight, mask in zip(weights, masks, strict=True):
+        assert mask.dtype == torch.bool
+        assert mask.shape == weight.shape
+
+
+def test_per_layer_ignores_the_other_layers() -> None:
+    weights = _layers((8, 9), (8, 9))
+    assert torch.equal(
+        compute_masks(weights, 0.7, ranking="per_layer")[0],
+        compute_masks([weights[0], weights[1] * 1000], 0.7, ranking="per_layer")[0],
+    )
+
+
+def test_floor_is_compensated_elsewhere() -> None:
+    small, large = _layers((8, 10), (40, 100))
+    weights = [small * 1e-6, large]
+    bare = compute_masks(weights, 0.9, **NO_FLOOR)
+    floored = compute_masks(weights, 0.9, min_keep_per_channel=2, min_keep_fraction=0.05)
+    assert int(bare[0].sum()) == 1  # a layer never vanishes
+    assert int(floored[0].sum()) == 16
+    assert int(floored[0].sum(1).min()) >= 2
+    assert _kept(bare) == _kept(floored) == 408
+
+
+def test_floor_above_the_target_is_what_stays() -> None:
+    weights = _layers((50, 4))
+    masks = compute_masks(weights, 0.9, min_keep_per_channel=1, min_keep_fraction=0.0)
+    assert masks[0].sum(1).tolist() == [1] * 50
+
+
+def test_channels_shorter_than_the_floor_stay_whole() -> None:
+    assert bool(compute_masks(_layers((6, 1, 2)), 0.9, min_keep_per_channel=5)[0].all())
+
+
+@pytest.mark.parametrize("granularity", ["unstructured", "filter"])
+def test_ties_go_to_the_earlier_weight(granularity: str) -> None:
+    masks = compute_masks([torch.ones(4, 2), torch.ones(4, 2)], 0.5, granularity=granularity, **NO_FLOOR)
+    # The second layer keeps the one weight (or filter) that a layer always keeps.
+    one = 1 if granularity == "unstructured" else 2
+    assert masks[0].flatten().tolist() == [True] * (8 - one) + [False] * one
+    assert masks[1].flatten().tolist() == [True] * one + [False] * (8 - one)
+
+
+@pytest.mark.parametrize("ranking", ["global", "per_layer"])
+def test_filters_stay_or_go_whole(ranking: str) -> None:
+    weights = _layers((16, 3, 3, 3), (32, 16, 3, 3), (10, 32))
+    masks = compute_masks(weights, 0.6, ranking=ranking, granularity="filter")
+    for weight, mask in zip(weights, masks, strict=True):
+        filters = mask.flatten(1)
+        assert torch.equal(filters.all(1), filters.any(1))
+        assert bool(filters.any())
+        scores = weight.abs().flatten(1).mean(1)
+        kept = filters.any(1)
+        assert scores[kept].min() > scores[~kept].max()
+    total = sum(w.numel() for w in weights)
+    assert 0.4 * total <= _kept(masks) < 0.4 * total + (144 if ranking == "global" else 27 + 144 + 32)
+
+
+def test_filter_floor() -> None:
+    small, large = _layers((8, 10), (40, 100))
+    masks = compute_masks([small * 1e-6, large], 0.9, granularity="filter", min_keep_per_channel=3)
+    assert int(masks[0].any(1).sum()) == 3
+
+
+def test_magnitude_scores_are_averaged_over_filters() -> None:
+    weights = _layers((16, 3, 3, 3), (32, 16, 3, 3))
+    for a, b in zip(
+        compute_masks(weights, 0.5, granularity="filter", criterion="magnitude"),
+        compute_masks(weights, 0.5, granularity="filter", criterion="filter_mean_magnitude"),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_layout_and_thread_count_do_not_matter() -> None:
+    weights = _layers((64, 32, 3, 3), (128, 64, 3, 3))
+    expected = compute_masks(weights, 0.9)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        other = compute_masks([w.to(memory_format=torch.channels_last) for w in weights], 0.9)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(expected, other, strict=True))
+
+
+def test_weights_are_not_changed_and_carry_no_gradient() -> None:
+    weight = torch.nn.Parameter(torch.randn(4, 5))
+    before = weight.detach().clone()
+    assert not compute_masks([weight], 0.5)[0].requires_grad
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_types(dtype: torch.dtype) -> None:
+    weight = torch.randn(8, 16).to(dtype)
+    assert int(compute_masks([weight], 0.75)[0].sum()) == 32
+
+
+def test_empty_inputs() -> None:
+    assert compute_masks([], 0.5) == []
+    for granularity in ("unstructured", "filter"):
+        masks = compute_masks([torch.empty(0, 3), torch.ones(2, 2)], 0.5, granularity=granularity)
+        assert masks[0].shape == (0, 3)
+        assert int(masks[1].sum()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": 1.0}, r"sparsity: expected a number in \[0, 1\), got 1.0"),
+        ({"sparsity": math.nan}, "sparsity"),
+        ({"sparsity": 0.5, "ranking": "all"}, "ranking: expected 'global' or 'per_layer', got 'all'"),
+        ({"sparsity": 0.5, "granularity": "block"}, "granularity"),
+        ({"sparsity": 0.5, "criterion": "luck"}, "criterion: expected one of magnitude, filter_mean_magnitude"),
+        ({"sparsity": 0.5, "criterion": "filter_mean_magnitude"}, r"got scores of \(2,\)"),
+        ({"sparsity": 0.5, "min_keep_per_channel": -1}, "min_keep_per_channel"),
+        ({"sparsity": 0.5, "min_keep_fraction": 1.1}, "min_keep_fraction"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compute_masks([torch.ones(2, 3)], **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=r"weights\[1\]: its magnitude scores are not finite"):
+        compute_masks([torch.ones(2, 2), torch.tensor([[1.0, value]])], 0.5)
+
+
+def test_integer_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"weights\[0\]: expected a floating-point tensor"):
+        compute_masks([torch.ones(2, 2, dtype=torch.int32)], 0.5)
+
+
+def test_a_new_criterion_is_one_function() -> None:
+    @prune.criterion
+    def smallest(weight: Tensor) -> Tensor:
+        return -weight.abs()
+
+    try:
+        mask = compute_masks([torch.tensor([[1.0, 2.0, 3.0, 4.0]])], 0.5, criterion="smallest")[0]
+        assert mask.tolist() == [[True, True, False, False]]
+        with pytest.raises(ValueError, match="'smallest' is registered already"):
+            prune.criterion(smallest)
+    finally:
+        del prune.CRITERIA["smallest"]
