@@ -8,7 +8,7 @@
 
 namespace pqk {
 
-class FormatError : public std::runtime_error {
+class __attribute__((visibility("default"))) FormatError : public std::runtime_error {
  public:
   FormatError(std::string code, std::string field, int64_t offset, std::string expected, std::string got)
       : std::runtime_error(field + ": expected " + expected + ", got " + got + " [" + code + "]"),

@@ -23,6 +23,7 @@ void translate_format_error(std::exception_ptr pointer) {
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Native codecs and inference engine of pqk_ext; needs no torch.";
   py::register_exception_translator(&translate_format_error);
+  pqk::python::register_codec(module);
   pqk::python::register_csr(module);
   pqk::python::register_isa(module);
 }

@@ -5,6 +5,7 @@
 
 namespace pqk::python {
 
+void register_codec(pybind11::module_& module);
 void register_csr(pybind11::module_& module);
 void register_isa(pybind11::module_& module);
 

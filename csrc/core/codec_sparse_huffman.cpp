@@ -1,0 +1,190 @@
+// `sparse-huffman` (sHAM of Marino et al. 2020, with gaps for its row indices):
+//   varint nnz | and, unless nnz is 0: varint tokens | varint bytes of the gap stream | u8 escape |
+//   u8 spare bits (gap stream + 8 * value stream) | length table of gaps | length table of values | gap stream
+//   | value stream
+// A token below `escape` is the number of zeros before the next value; the token `escape` stands for that many
+// zeros and no value. Zeros after the last value are not stored.
+#include <algorithm>
+#include <memory>
+#include <numeric>
+
+#include "core/codec.h"
+#include "core/huffman.h"
+
+namespace pqk {
+namespace {
+
+constexpr uint8_t kFlip = 0x80;
+constexpr std::array<int, 7> kEscapes{7, 15, 31, 63, 127, 191, 255};
+
+struct GapCode {
+  uint64_t bits = UINT64_MAX;  // of the stream and the table
+  uint64_t tokens = 0;
+  int escape = 0;
+  HuffmanLengths lengths{};
+};
+
+GapCode gap_code(const std::vector<uint32_t>& gaps, int escape) {
+  HuffmanCounts counts{};
+  for (const uint32_t gap : gaps) {
+    counts[escape] += gap / escape;
+    ++counts[gap % escape];
+  }
+  GapCode code;
+  code.escape = escape;
+  code.lengths = huffman_lengths(counts);
+  code.tokens = std::accumulate(counts.begin(), counts.end(), uint64_t{0});
+  code.bits = huffman_bits(counts, code.lengths) + 8 * huffman_lengths_size(code.lengths);
+  return code;
+}
+
+GapCode smallest_gap_code(const std::vector<uint32_t>& gaps) {
+  GapCode best;
+  for (const int escape : kEscapes) {
+    GapCode code = gap_code(gaps, escape);
+    if (code.bits < best.bits) best = code;
+  }
+  return best;
+}
+
+std::vector<uint8_t> gap_tokens(const std::vector<uint32_t>& gaps, const GapCode& code) {
+  std::vector<uint8_t> tokens;
+  tokens.reserve(code.tokens);
+  for (const uint32_t gap : gaps) {
+    tokens.insert(tokens.end(), gap / code.escape, static_cast<uint8_t>(code.escape));
+    tokens.push_back(static_cast<uint8_t>(gap % code.escape));
+  }
+  return tokens;
+}
+
+struct Header {
+  int64_t nnz = 0, tokens = 0;
+  int escape = 0;
+  int gap_spare = 0, value_spare = 0;
+  HuffmanLengths gap_lengths{}, value_lengths{};
+  ByteSpan gaps{}, values{};
+};
+
+void check_alphabets(const Header& header, const std::string& field) {
+  for (int s = header.escape + 1; s < kHuffmanSymbols; ++s) {
+    if (header.gap_lengths[s] == 0) continue;
+    throw FormatError("E_VALUE_RANGE", field + ".gaps", -1,
+                      "tokens up to the escape, " + std::to_string(header.escape), std::to_string(s));
+  }
+  if (header.value_lengths[kFlip]) {
+    throw FormatError("E_VALUE_RANGE", field + ".values", -1, "a code of non-zero values only", "a code for 0");
+  }
+}
+
+Header read_header(ByteSpan payload, int64_t count, const std::string& field) {
+  ByteReader reader(payload, field);
+  Header header;
+  header.nnz = reader.varint("nnz");
+  if (header.nnz > count) {
+    throw FormatError("E_CSR_NNZ", field + ".nnz", 0, "at most " + std::to_string(count) + " values",
+                      std::to_string(header.nnz));
+  }
+  if (header.nnz == 0) {
+    check_end(reader);
+    return header;
+  }
+  header.tokens = reader.varint("tokens");
+  const int64_t gap_bytes = reader.varint("gap_bytes");
+  header.escape = reader.u8("escape");
+  const int spare = reader.u8("spare_bits");
+  header.gap_spare = spare % 8;
+  header.value_spare = spare / 8;  // more than 7 is refused with the stream
+  if (header.escape == 0 || header.tokens < header.nnz) {
+    throw FormatError("E_VALUE_RANGE", field + ".tokens", -1,
+                      "an escape above 0 and at least one token a value",
+                      "escape " + std::to_string(header.escape) + ", " + std::to_string(header.tokens) +
+                          " tokens for " + std::to_string(header.nnz) + " values");
+  }
+  ByteReader gap_table(payload, field + ".gaps");
+  gap_table.take(reader.offset(), "lengths");
+  header.gap_lengths = read_huffman_lengths(gap_table);
+  ByteReader value_table(payload, field + ".values");
+  value_table.take(gap_table.offset(), "lengths");
+  header.value_lengths = read_huffman_lengths(value_table);
+  reader.take(value_table.offset() - reader.offset(), "lengths");
+  check_alphabets(header, field);
+  header.gaps = reader.take(gap_bytes, "gaps.stream");
+  header.values = reader.take(reader.remaining(), "values.stream");
+  check_huffman_stream(header.gaps, header.gap_spare, header.tokens, field + ".gaps.stream");
+  check_huffman_stream(header.values, header.value_spare, header.nnz, field + ".values.stream");
+  return header;
+}
+
+using Bytes = std::unique_ptr<uint8_t[]>;
+
+Bytes decode_stream(const HuffmanLengths& lengths, uint8_t flip, ByteSpan stream, int spare, int64_t count,
+                    const std::string& field) {
+  Bytes symbols(new uint8_t[count]);
+  HuffmanDecoder(lengths, flip).decode(stream, spare, symbols.get(), count, field);
+  return symbols;
+}
+
+}  // namespace
+
+std::vector<uint8_t> encode_sparse_huffman(const int8_t* values, int64_t count) {
+  std::vector<uint32_t> gaps;
+  std::vector<uint8_t> nonzeros;
+  HuffmanCounts value_counts{};
+  int64_t previous = -1;
+  for (int64_t i = 0; i < count; ++i) {
+    if (values[i] == 0) continue;
+    gaps.push_back(static_cast<uint32_t>(i - previous - 1));
+    nonzeros.push_back(static_cast<uint8_t>(values[i]));
+    ++value_counts[nonzeros.back() ^ kFlip];
+    previous = i;
+  }
+  const GapCode code = gaps.empty() ? GapCode{} : smallest_gap_code(gaps);
+  if (count > UINT32_MAX || code.tokens > UINT32_MAX) {
+    throw FormatError("E_LIMIT", "weight", -1, "fewer than 2^32 weights", std::to_string(count));
+  }
+  std::vector<uint8_t> out;
+  put_varint(static_cast<uint32_t>(nonzeros.size()), out);
+  if (nonzeros.empty()) return out;
+  const HuffmanLengths value_lengths = huffman_lengths(value_counts);
+  const std::vector<uint8_t> tokens = gap_tokens(gaps, code);
+  std::vector<uint8_t> gap_stream, value_stream;
+  const int gap_spare = huffman_encode(code.lengths, tokens.data(), tokens.size(), 0, gap_stream);
+  const int value_spare = huffman_encode(value_lengths, nonzeros.data(), nonzeros.size(), kFlip, value_stream);
+  put_varint(static_cast<uint32_t>(tokens.size()), out);
+  put_varint(static_cast<uint32_t>(gap_stream.size()), out);
+  out.push_back(static_cast<uint8_t>(code.escape));
+  out.push_back(static_cast<uint8_t>(gap_spare + 8 * value_spare));
+  write_huffman_lengths(code.lengths, out);
+  write_huffman_lengths(value_lengths, out);
+  out.insert(out.end(), gap_stream.begin(), gap_stream.end());
+  out.insert(out.end(), value_stream.begin(), value_stream.end());
+  return out;
+}
+
+void decode_sparse_huffman(ByteSpan payload, int64_t count, int8_t* output, const std::string& field) {
+  const Header header = read_header(payload, count, field);
+  std::fill(output, output + count, int8_t{0});
+  if (header.nnz == 0) return;
+  const Bytes tokens = decode_stream(header.gap_lengths, 0, header.gaps, header.gap_spare, header.tokens,
+                                     field + ".gaps.stream");
+  const Bytes values = decode_stream(header.value_lengths, kFlip, header.values, header.value_spare, header.nnz,
+                                     field + ".values.stream");
+  int64_t position = 0, done = 0;
+  for (int64_t t = 0; t < header.tokens; ++t) {
+    position += tokens[t];
+    if (tokens[t] == header.escape) continue;
+    if (position >= count || done == header.nnz) {
+      throw FormatError(done == header.nnz ? "E_CSR_NNZ" : "E_CSR_INDEX", field + ".gaps", t,
+                        std::to_string(header.nnz) + " values at positions below " + std::to_string(count),
+                        "value " + std::to_string(done) + " at " + std::to_string(position));
+    }
+    output[position++] = static_cast<int8_t>(values[done++]);
+  }
+  if (done != header.nnz || tokens[header.tokens - 1] == header.escape) {
+    throw FormatError("E_CSR_NNZ", field + ".gaps", header.tokens - 1,
+                      std::to_string(header.nnz) + " values, the last token one of them",
+                      std::to_string(done) + " values");
+  }
+}
+
+}  // namespace pqk

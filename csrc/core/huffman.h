@@ -1,0 +1,68 @@
+// Canonical, length-limited Huffman coding over an alphabet of 256 symbols (FORMAT.md, "Huffman codes").
+//
+// Lengths are optimal under the limit (package-merge, Larmore and Hirschberg 1990). Only lengths are stored;
+// codes follow from them: ordered by (length, symbol), counting up, most significant bit first.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/byte_reader.h"
+
+namespace pqk {
+
+inline constexpr int kHuffmanSymbols = 256;
+inline constexpr int kHuffmanMaxLength = 12;
+inline constexpr int kHuffmanTableSize = 1 << kHuffmanMaxLength;
+
+using HuffmanCounts = std::array<uint64_t, kHuffmanSymbols>;
+using HuffmanLengths = std::array<uint8_t, kHuffmanSymbols>;  // 0: the symbol is not used
+
+// Code lengths of 1..12 for every symbol with a count, minimal in total. One used symbol gets length 1.
+HuffmanLengths huffman_lengths(const HuffmanCounts& counts);
+// Total bits that the counted symbols take.
+uint64_t huffman_bits(const HuffmanCounts& counts, const HuffmanLengths& lengths);
+// Throws E_HUFF_INCOMPLETE or E_HUFF_OVERSUBSCRIBED unless the lengths make a complete prefix code, or are one
+// symbol of length 1.
+void check_huffman_lengths(const HuffmanLengths& lengths, const std::string& field);
+
+// The length table as the file holds it: first symbol, last symbol, then one bit-coded token a symbol.
+void write_huffman_lengths(const HuffmanLengths& lengths, std::vector<uint8_t>& out);
+int64_t huffman_lengths_size(const HuffmanLengths& lengths);
+HuffmanLengths read_huffman_lengths(ByteReader& reader);  // checked
+
+// Appends the codes of `symbols[i] ^ flip`, zero-filled to a whole byte; returns the number of spare bits,
+// 0..7.
+int huffman_encode(const HuffmanLengths& lengths, const uint8_t* symbols, int64_t count, uint8_t flip,
+                   std::vector<uint8_t>& out);
+
+// Throws E_HUFF_STREAM for bad spare bits, and E_BOMB when `count` symbols cannot be in the stream (each takes
+// at least one bit). To be called before anything is allocated for the symbols.
+void check_huffman_stream(ByteSpan stream, int spare_bits, int64_t count, const std::string& field);
+
+// Decodes whole groups of symbols by one look-up of 12 bits.
+class HuffmanDecoder {
+ public:
+  // `lengths` must have passed check_huffman_lengths. Decoded bytes are symbol ^ flip.
+  HuffmanDecoder(const HuffmanLengths& lengths, uint8_t flip);
+  // Writes exactly `count` bytes. Throws E_HUFF_STREAM unless they take exactly the stream's bits.
+  void decode(ByteSpan stream, int spare_bits, uint8_t* output, int64_t count, const std::string& field) const;
+
+ private:
+  struct Entry {
+    uint32_t symbols;  // up to 4, first in the lowest byte
+    uint8_t count;
+    uint8_t bits;          // of all of them
+    uint8_t first_length;  // of the first
+  };
+
+  void decode_single(ByteSpan stream, uint8_t* output, int64_t count, const std::string& field) const;
+
+  std::array<Entry, kHuffmanTableSize> table_;
+  bool single_ = false;
+  uint8_t single_symbol_ = 0;
+};
+
+}  // namespace pqk

@@ -1,0 +1,170 @@
+#include <algorithm>
+
+#include "core/bit_stream.h"
+#include "core/huffman.h"
+
+namespace pqk {
+namespace {
+
+struct Item {
+  uint64_t weight;
+  bool is_leaf;
+};
+
+// Items of the next level: pairs of `previous` packed together, merged with the leaves; a leaf goes first on
+// ties.
+std::vector<Item> package_and_merge(const std::vector<Item>& leaves, const std::vector<Item>& previous) {
+  std::vector<Item> packages;
+  for (size_t i = 0; i + 1 < previous.size(); i += 2) {
+    packages.push_back({previous[i].weight + previous[i + 1].weight, false});
+  }
+  std::vector<Item> merged(leaves.size() + packages.size());
+  std::merge(leaves.begin(), leaves.end(), packages.begin(), packages.end(), merged.begin(),
+             [](const Item& a, const Item& b) { return a.weight < b.weight; });
+  return merged;
+}
+
+// A symbol's length is coded against that of the used symbol before it.
+constexpr int kFirstPredecessor = 8;
+
+// Tokens: 0 same; 10s one more or less; 110 not used; 111 u s by two or more, u unary. s is 1 for less.
+template <class Put>
+void put_token(int length, int predecessor, const Put& put) {
+  const int delta = length - predecessor;
+  const int size = std::abs(delta);
+  if (length == 0) {
+    put(0b110, 3);
+  } else if (size == 0) {
+    put(0, 1);
+  } else if (size == 1) {
+    put(0b100 | (delta < 0), 3);
+  } else {
+    put(0b111, 3);
+    for (int i = 2; i < size; ++i) put(1, 1);
+    put(delta < 0, 2);
+  }
+}
+
+int read_token(BitReader& bits, int predecessor, const std::string& field) {
+  if (!bits.get()) return predecessor;
+  int size = 1;
+  if (bits.get()) {
+    if (!bits.get()) return 0;
+    for (size = 2; bits.get();) {
+      if (++size >= kHuffmanMaxLength) {
+        throw FormatError("E_HUFF_LENGTH", field, bits.byte_offset(), "a step of at most 11", "a larger one");
+      }
+    }
+  }
+  const int length = bits.get() ? predecessor - size : predecessor + size;
+  if (length < 1 || length > kHuffmanMaxLength) {
+    throw FormatError("E_HUFF_LENGTH", field, bits.byte_offset(), "a code length of 1..12",
+                      std::to_string(length));
+  }
+  return length;
+}
+
+struct UsedRange {
+  int first = 0, last = 0;
+};
+
+UsedRange used_range(const HuffmanLengths& lengths) {
+  UsedRange range;
+  while (range.first < kHuffmanSymbols - 1 && lengths[range.first] == 0) ++range.first;
+  range.last = kHuffmanSymbols - 1;
+  while (range.last > range.first && lengths[range.last] == 0) --range.last;
+  return range;
+}
+
+}  // namespace
+
+HuffmanLengths huffman_lengths(const HuffmanCounts& counts) {
+  HuffmanLengths lengths{};
+  std::vector<int> symbols;
+  for (int s = 0; s < kHuffmanSymbols; ++s) {
+    if (counts[s]) symbols.push_back(s);
+  }
+  std::stable_sort(symbols.begin(), symbols.end(), [&](int a, int b) { return counts[a] < counts[b]; });
+  if (symbols.size() == 1) lengths[symbols[0]] = 1;
+  if (symbols.size() < 2) return lengths;
+
+  std::vector<Item> leaves;
+  for (const int s : symbols) leaves.push_back({counts[s], true});
+  std::vector<std::vector<Item>> levels{leaves};
+  while (levels.size() < kHuffmanMaxLength) levels.push_back(package_and_merge(leaves, levels.back()));
+  // The 2n - 2 lightest items of the last level cover each leaf as often as its code is long.
+  size_t taken = 2 * symbols.size() - 2;
+  for (auto level = levels.rbegin(); level != levels.rend(); ++level) {
+    const size_t leaf_count =
+        std::count_if(level->begin(), level->begin() + taken, [](const Item& item) { return item.is_leaf; });
+    for (size_t i = 0; i < leaf_count; ++i) ++lengths[symbols[i]];
+    taken = 2 * (taken - leaf_count);
+  }
+  return lengths;
+}
+
+uint64_t huffman_bits(const HuffmanCounts& counts, const HuffmanLengths& lengths) {
+  uint64_t bits = 0;
+  for (int s = 0; s < kHuffmanSymbols; ++s) bits += counts[s] * lengths[s];
+  return bits;
+}
+
+void check_huffman_lengths(const HuffmanLengths& lengths, const std::string& field) {
+  int64_t kraft = 0;
+  int used = 0;
+  for (const uint8_t length : lengths) {
+    used += length > 0;
+    if (length > 0) kraft += int64_t{1} << (kHuffmanMaxLength - length);
+  }
+  const bool single = used == 1 && kraft == kHuffmanTableSize / 2;
+  if (kraft == kHuffmanTableSize || single) return;
+  throw FormatError(kraft > kHuffmanTableSize ? "E_HUFF_OVERSUBSCRIBED" : "E_HUFF_INCOMPLETE", field, -1,
+                    "a Kraft sum of 4096/4096", std::to_string(kraft) + "/4096");
+}
+
+void write_huffman_lengths(const HuffmanLengths& lengths, std::vector<uint8_t>& out) {
+  const auto [first, last] = used_range(lengths);
+  out.push_back(static_cast<uint8_t>(first));
+  out.push_back(static_cast<uint8_t>(last));
+  BitWriter bits(out);
+  int predecessor = kFirstPredecessor;
+  for (int s = first; s <= last; ++s) {
+    put_token(lengths[s], predecessor, [&](uint32_t code, int size) { bits.put(code, size); });
+    if (lengths[s]) predecessor = lengths[s];
+  }
+  bits.finish();
+}
+
+int64_t huffman_lengths_size(const HuffmanLengths& lengths) {
+  const auto [first, last] = used_range(lengths);
+  int64_t bits = 0;
+  int predecessor = kFirstPredecessor;
+  for (int s = first; s <= last; ++s) {
+    put_token(lengths[s], predecessor, [&](uint32_t, int size) { bits += size; });
+    if (lengths[s]) predecessor = lengths[s];
+  }
+  return 2 + (bits + 7) / 8;
+}
+
+HuffmanLengths read_huffman_lengths(ByteReader& reader) {
+  const std::string field = reader.field() + ".lengths";
+  const int64_t start = reader.offset();
+  const int first = reader.u8("lengths"), last = reader.u8("lengths");
+  if (last < first) {
+    throw FormatError("E_HUFF_LENGTH", field, start, "a last symbol of at least " + std::to_string(first),
+                      std::to_string(last));
+  }
+  HuffmanLengths lengths{};
+  BitReader bits(reader, "lengths");
+  int predecessor = kFirstPredecessor;
+  for (int s = first; s <= last; ++s) {
+    const int length = read_token(bits, predecessor, field);
+    lengths[s] = static_cast<uint8_t>(length);
+    if (length) predecessor = length;
+  }
+  bits.check_spare("E_HUFF_LENGTH", field);
+  check_huffman_lengths(lengths, field);
+  return lengths;
+}
+
+}  // namespace pqk

@@ -1,0 +1,62 @@
+#include "core/codec.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include "python/module.h"
+
+namespace py = pybind11;
+
+namespace pqk::python {
+namespace {
+
+// forcecast off: an array of another dtype or layout is a TypeError, never a silent copy.
+using Int8Array = py::array_t<int8_t, py::array::c_style>;
+
+py::bytes encode(const std::string& codec_name, const Int8Array& values, int64_t rows) {
+  const Codec codec = codec_by_name(codec_name, "codec");
+  const WeightShape shape{values.size(), rows};
+  if (rows < 0 || (rows == 0 ? shape.count : shape.count % rows) != 0) {
+    throw py::value_error("rows must divide the number of values, " + std::to_string(shape.count) + ", got " +
+                          std::to_string(rows));
+  }
+  const int8_t* data = values.data();
+  std::vector<uint8_t> payload;
+  {
+    py::gil_scoped_release release;
+    payload = encode_weight(codec, data, shape);
+  }
+  return py::bytes(reinterpret_cast<const char*>(payload.data()), payload.size());
+}
+
+Int8Array decode(const std::string& codec_name, const py::buffer& payload, int64_t count, int64_t rows,
+                 const std::string& field) {
+  const Codec codec = codec_by_name(codec_name, field + ".codec");
+  const py::buffer_info info = payload.request();
+  if (info.itemsize != 1 || info.ndim != 1 || (info.size > 1 && info.strides[0] != 1)) {
+    throw py::type_error("payload must be contiguous bytes");
+  }
+  const ByteSpan bytes{static_cast<const uint8_t*>(info.ptr), info.size};
+  const WeightShape shape{count, rows};
+  check_weight_payload(codec, bytes, shape, field);
+  Int8Array output(count);
+  int8_t* data = output.mutable_data();
+  {
+    py::gil_scoped_release release;
+    decode_weight(codec, bytes, shape, data, field);
+  }
+  return output;
+}
+
+}  // namespace
+
+void register_codec(py::module_& module) {
+  module.def("codec_names", &codec_names, "Names of all weight codecs, the faster to decode first.");
+  module.def("encode_weight", &encode, py::arg("codec"), py::arg("values").noconvert(), py::arg("rows"),
+             "Payload of a C-contiguous int8 array seen as `rows` rows.");
+  module.def("decode_weight", &decode, py::arg("codec"), py::arg("payload"), py::arg("count"), py::arg("rows"),
+             py::arg("field"),
+             "The `count` int8 values of a payload; FormatError naming `field` for any other payload.");
+}
+
+}  // namespace pqk::python
