@@ -1,0 +1,124 @@
+#include "core/fake_quantize.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace pqk {
+namespace {
+
+constexpr int64_t kElementsPerThread = 32768;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool is_short(const ChannelView& view) { return view.channels > 1 && view.inner < kMinBroadcast; }
+
+template <class T>
+class TableStorage {
+ public:
+  explicit TableStorage(const FakeQuantizeParams& params) {
+    const ChannelView& view = params.view;
+    if (!is_short(view)) return;
+    const int64_t row = view.channels * view.inner;
+    // Kernels load whole steps of 16 entries.
+    const int64_t pitch = row + 16;
+    values_.resize(3 * pitch);
+    const T* scale = static_cast<const T*>(params.scale);
+    const T* zero_point = static_cast<const T*>(params.zero_point);
+    for (int64_t i = 0; i < row; ++i) {
+      const int64_t channel = i / view.inner;
+      values_[i] = scale[channel];
+      values_[pitch + i] = T(1) / scale[channel];
+      values_[2 * pitch + i] = zero_point[channel];
+    }
+    tables_ = {values_.data(), values_.data() + pitch, values_.data() + 2 * pitch};
+  }
+  const FakeQuantizeTables& tables() const { return tables_; }
+
+ private:
+  std::vector<T> values_;
+  FakeQuantizeTables tables_;
+};
+
+// How the backward pass is cut into items, and what each channel sums.
+struct SumPlan {
+  explicit SumPlan(const ChannelView& v)
+      : view(v), by_column(is_short(v)), row(by_column ? v.channels * v.inner : v.inner) {
+    groups = by_column ? ceil_div(view.outer, kSumRows) : view.outer * view.channels;
+    pieces = ceil_div(row, by_column ? kColumnBlock : kSumChunk);
+  }
+  int64_t items() const { return groups * pieces; }
+  int64_t partials() const { return 2 * groups * (by_column ? row : pieces); }
+  int64_t grain() const {
+    const int64_t item =
+        by_column ? std::min(view.outer, kSumRows) * std::min(row, kColumnBlock) : std::min(row, kSumChunk);
+    return std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, item));
+  }
+  // `which`: 0 scale, 1 zero point.
+  double sum(const std::vector<double>& partial, int64_t channel, int which) const {
+    double total = 0;
+    if (by_column) {
+      for (int64_t group = 0; group < groups; ++group) {
+        const double* columns = partial.data() + (2 * group + which) * row + channel * view.inner;
+        for (int64_t i = 0; i < view.inner; ++i) total += columns[i];
+      }
+      return total;
+    }
+    for (int64_t outer = 0; outer < view.outer; ++outer) {
+      const int64_t first = (outer * view.channels + channel) * pieces;
+      for (int64_t i = first; i < first + pieces; ++i) total += partial[2 * i + which];
+    }
+    return total;
+  }
+
+  ChannelView view;
+  bool by_column;
+  int64_t row;
+  int64_t groups = 0;
+  int64_t pieces = 0;
+};
+
+template <class T>
+void forward(const FakeQuantizeForward& job, const Parallel& parallel) {
+  const TableStorage<T> storage(job.params);
+  const int64_t numel = job.params.view.numel();
+  parallel(ceil_div(numel, kSumChunk), kElementsPerThread / kSumChunk, [&](int64_t begin, int64_t end) {
+    active_fake_quantize_forward_kernel()(job, storage.tables(), begin * kSumChunk,
+                                          std::min(end * kSumChunk, numel));
+  });
+}
+
+template <class T>
+void backward(const FakeQuantizeBackward& job, const Parallel& parallel) {
+  const TableStorage<T> storage(job.params);
+  const SumPlan plan(job.params.view);
+  std::vector<double> partial(plan.partials());
+  parallel(plan.items(), plan.grain(), [&](int64_t begin, int64_t end) {
+    active_fake_quantize_backward_kernel()(job, storage.tables(), partial.data(), begin, end);
+  });
+  for (int64_t channel = 0; channel < plan.view.channels; ++channel) {
+    static_cast<T*>(job.grad_scale)[channel] = static_cast<T>(plan.sum(partial, channel, 0) * job.grad_factor);
+    if (job.grad_zero_point == nullptr) continue;
+    const double scale = static_cast<const T*>(job.params.scale)[channel];
+    static_cast<T*>(job.grad_zero_point)[channel] =
+        static_cast<T>(plan.sum(partial, channel, 1) * -scale * job.grad_factor);
+  }
+}
+
+}  // namespace
+
+void fake_quantize(const FakeQuantizeForward& job, const Parallel& parallel) {
+  if (job.params.view.numel() == 0) return;
+  job.params.type == FloatType::kFloat64 ? forward<double>(job, parallel) : forward<float>(job, parallel);
+}
+
+void fake_quantize_backward(const FakeQuantizeBackward& job, const Parallel& parallel) {
+  job.params.type == FloatType::kFloat64 ? backward<double>(job, parallel) : backward<float>(job, parallel);
+}
+
+void straight_through(const StraightThrough& job, const Parallel& parallel) {
+  parallel(ceil_div(job.numel, kSumChunk), kElementsPerThread / kSumChunk, [&](int64_t begin, int64_t end) {
+    active_straight_through_kernel()(job, begin * kSumChunk, std::min(end * kSumChunk, job.numel));
+  });
+}
+
+}  // namespace pqk
