@@ -130,7 +130,7 @@ def _lsq_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     gradients = torch.ops.pqk.fake_quantize_backward(
         grad_output, input, scale, zero_point, quant_min, quant_max, axis, mask, grad_scale
     )
-    needed = (gradient if needs else None for gradient, needs in zip(gradients, ctx.needs_input_grad))
+    needed = (gradient if needs else None for gradient, needs in zip(gradients, ctx.needs_input_grad, strict=False))
     return (*needed, None, None, None, None, None)
 
 

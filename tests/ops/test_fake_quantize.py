@@ -114,7 +114,7 @@ def test_float64_gradients(shape: tuple[int, ...], axis: int | None) -> None:
     arguments = (grad_output, away_from_ties(input, scale, axis), scale, zero_point)
     actual = gradients(fake_quantize, *arguments, axis=axis, **INT8)
     expected = gradients(composite, *arguments, axis=axis, **INT8)
-    for ours, theirs in zip(actual, expected):
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-9)
 
 
@@ -126,7 +126,8 @@ def test_bfloat16_is_the_float32_result_rounded(isa: str) -> None:
     wide = gradients(fake_quantize, grad_output.float(), input.float(), scale, zero_point, axis=0, **INT8)
     assert narrow[0].dtype == torch.bfloat16
     assert torch.equal(narrow[0], wide[0].bfloat16())
-    assert torch.equal(narrow[1], wide[1]) and torch.equal(narrow[2], wide[2])
+    assert torch.equal(narrow[1], wide[1])
+    assert torch.equal(narrow[2], wide[2])
 
 
 @pytest.mark.parametrize(("shape", "axis"), SHAPES_AND_AXES)
@@ -148,7 +149,7 @@ def test_same_bits_on_every_instruction_set_and_thread_count(shape: tuple[int, .
         _core.force_isa("")
         torch.set_num_threads(threads)
     for other in seen[1:]:
-        for first, tensor in zip(seen[0], other):
+        for first, tensor in zip(seen[0], other, strict=True):
             assert torch.equal(first.view(torch.int32), tensor.view(torch.int32))
 
 
@@ -221,8 +222,10 @@ def test_mask_gives_exact_zero_whatever_the_zero_point(isa: str) -> None:
     scale.requires_grad_()
     output = fake_quantize(leaf, scale, zero_point, quant_min=0, quant_max=100, mask=mask)
     output.backward(grad_output.masked_fill(mask, 1.0))
-    assert output[0].detach().view(torch.int32).eq(0).all() and output[1:].ne(0).all()
-    assert leaf.grad[0].eq(0).all() and scale.grad.isfinite().all()
+    assert output[0].detach().view(torch.int32).eq(0).all()
+    assert output[1:].ne(0).all()
+    assert leaf.grad[0].eq(0).all()
+    assert scale.grad.isfinite().all()
     torch.testing.assert_close(scale.grad, torch.tensor([100.0 * (100 - 200)]))
 
 
@@ -273,7 +276,8 @@ def test_grad_scale_multiplies_parameter_gradients_only() -> None:
     plain = gradients(fake_quantize, *arguments, **INT8)
     halved = gradients(fake_quantize, *arguments, **INT8, grad_scale=0.5)
     assert torch.equal(plain[0], halved[0])
-    assert torch.equal(plain[1] * 0.5, halved[1]) and torch.equal(plain[2] * 0.5, halved[2])
+    assert torch.equal(plain[1] * 0.5, halved[1])
+    assert torch.equal(plain[2] * 0.5, halved[2])
 
 
 def test_dense_layouts_are_kept_and_others_accepted(isa: str) -> None:
@@ -318,7 +322,7 @@ def test_compiles_with_backward() -> None:
         mask = randn(*shape, seed=4) > 0
         ours = gradients(loss, torch.tensor(1.0), input, scale, zero_point, mask=mask)
         theirs = gradients(compiled, torch.tensor(1.0), input, scale, zero_point, mask=mask)
-        for a, b in zip(ours, theirs):
+        for a, b in zip(ours, theirs, strict=True):
             assert torch.equal(a, b)
 
 
