@@ -118,5 +118,6 @@ def test_arrays_need_no_torch() -> None:
         "import sys; sys.modules['torch'] = None\n"
         "from pqk_ext import data\n"
         "assert data.keyword_spotting_arrays('test')[0].shape == (980, 1, 49, 10)\n"
+        "import pqk_ext.data.features\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
