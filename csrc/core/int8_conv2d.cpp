@@ -1,5 +1,7 @@
 #include "core/int8_conv2d.h"
 
+#include <algorithm>
+
 #include "core/int8_conv2d_plan.h"
 
 namespace pqk {
@@ -30,8 +32,14 @@ void store_weight(uint8_t* block, WeightFormat format, int64_t lane, int64_t i, 
   if (format == WeightFormat::kQuads) {
     reinterpret_cast<int8_t*>(block)[lane * 4 + i] = value;
   } else {
-    reinterpret_cast<int16_t*>(block)[(i / 2 * kOutTile + lane) * 2 + i % 2] = value;
+    reinterpret_cast<int16_t*>(block)[(i % 2 * kOutTile + lane) * 2 + i / 2] = value;
   }
+}
+
+// How many tiles of output channels to compute together. Two fill the registers best; four read each weight
+// less often when there are few pixels to share it.
+int64_t panel_tiles(const Int8ConvPlan& plan) {
+  return plan.shape.out_height * plan.shape.out_width <= 6 ? 4 : plan.tiles == 3 ? 3 : 2;
 }
 
 DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& constants)
@@ -47,7 +55,9 @@ DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   plan_.has_residual = constants.has_residual;
   plan_.residual_multiplier = constants.residual_multiplier;
   plan_.residual_zero_point = constants.residual_zero_point;
-  pack_weight(constants.weight, active_int8_weight_format()());
+  const Int8DirectFormat format = active_int8_direct_format()();
+  plan_.panel = std::min(format.max_panel, panel_tiles(plan_));
+  pack_weight(constants.weight, format.weight);
   pack_constants(constants);
 }
 
@@ -60,12 +70,14 @@ void DirectConv2d::pack_weight(const int8_t* weight, WeightFormat format) {
   plan_.weight = weight_.data();
   for (int64_t channel = 0; channel < s.out_channels; ++channel) {
     const int64_t group = channel / plan_.group_out, in_group = channel % plan_.group_out;
-    uint8_t* tile = weight_.data() + (group * plan_.tiles + in_group / kOutTile) * plan_.tile_bytes;
+    const int64_t tile = in_group / kOutTile, first = tile / plan_.panel * plan_.panel;
+    const int64_t panel = std::min(plan_.panel, plan_.tiles - first);
+    uint8_t* base = weight_.data() + (group * plan_.tiles + first) * plan_.tile_bytes;
     for (int64_t c = 0; c < plan_.group_in; ++c) {
       const int8_t* source = weight + (channel * plan_.group_in + c) * taps;
       for (int64_t tap = 0; tap < taps; ++tap) {
-        store_weight(tile + (tap * plan_.tap_quads + c / 4) * block_bytes, format, in_group % kOutTile, c % 4,
-                     source[tap]);
+        const int64_t block = (tap * plan_.tap_quads + c / 4) * panel + tile - first;
+        store_weight(base + block * block_bytes, format, in_group % kOutTile, c % 4, source[tap]);
       }
     }
   }
