@@ -1,0 +1,242 @@
+"""The graph as JSON (``FORMAT.md``, "Metadata"): everything but the contents of tensors.
+
+A weight's codec, shape and bits stand in its node; all other tensors follow from the operator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pqk_ext import _core
+from pqk_ext.errors import FormatError
+from pqk_ext.runtime import strict_json
+from pqk_ext.runtime.checks import check_shape, inside
+from pqk_ext.runtime.graph import OPS, Attribute, Graph, Node, OpSchema, Value
+from pqk_ext.runtime.strict_json import Json
+
+__all__ = ["CODECS", "VERSION", "Metadata", "WeightRecord", "dump", "load", "value_bits"]
+
+VERSION = (1, 0)
+#: Names of the weight codecs, the faster to decode first.
+CODECS: tuple[str, ...] = tuple(_core.codec_names())
+
+# What is left out of a node; a float has no default.
+_DEFAULTS: dict[str, int | list[int]] = {
+    "stride": [1, 1],
+    "padding": [0, 0, 0, 0],
+    "dilation": [1, 1],
+    "groups": 1,
+    "count_include_pad": 1,
+    "quant_min": 0,
+    "quant_max": 255,
+    "start": [0, 0, 0],
+    "step": [1, 1, 1],
+    "before": [0, 0, 0],
+    "after": [0, 0, 0],
+}
+_NODE_KEYS = {"op", "name", "inputs", "shape", "dtype", "scale", "zero_point", "weight"}
+_DTYPES = {"u8": np.uint8, "i8": np.int8, "f32": np.float32}
+
+
+def value_bits(weight: NDArray[np.int8]) -> int:
+    """The smallest width, 2..8, whose symmetric range -(2^(b-1) - 1)..2^(b-1) - 1 holds all values; 8 holds -128."""
+    largest = max(int(weight.max(initial=0)), -int(weight.min(initial=0)))
+    return min(8, max(2, largest.bit_length() + 1))
+
+
+@dataclass(frozen=True)
+class WeightRecord:
+    """How one weight tensor is coded. ``bits`` is the smallest width, 2..8, that holds every value symmetrically."""
+
+    codec: str
+    shape: tuple[int, ...]
+    bits: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """A graph whose tensors have shapes and dtypes but no contents yet, and how its weights are coded."""
+
+    graph: Graph
+    weights: dict[int, WeightRecord]  # by node
+    version: tuple[int, int]
+
+
+def _refuse(code: str, field: str, expected: str, got: object) -> NoReturn:
+    raise FormatError(code, field, -1, expected, str(got))
+
+
+def dump(graph: Graph, weights: Mapping[int, WeightRecord]) -> dict[str, Json]:
+    """The metadata without its digest; equal graphs give equal results."""
+    nodes: list[Json] = [_dump_node(node, index, weights.get(index)) for index, node in enumerate(graph.nodes)]
+    return {"input": list(graph.input.shape), "nodes": nodes, "version": list(VERSION)}
+
+
+def _dump_node(node: Node, index: int, weight: WeightRecord | None) -> dict[str, Json]:
+    fields: dict[str, Json] = {"op": node.op, "name": node.name, "shape": list(node.value.shape)}
+    if node.inputs != (index,):
+        fields["inputs"] = list(node.inputs)
+    if node.value.dtype != "u8":
+        fields["dtype"] = node.value.dtype
+    if node.value.scale is not None:
+        fields["scale"] = node.value.scale
+        if node.value.zero_point != 0:
+            fields["zero_point"] = node.value.zero_point
+    for name, value in node.attributes.items():
+        if _DEFAULTS.get(name) != value:
+            fields[name] = list(value) if isinstance(value, list) else value
+    if weight is not None:
+        record: dict[str, Json] = {"codec": weight.codec, "shape": list(weight.shape)}
+        if weight.bits != 8:
+            record["bits"] = weight.bits
+        fields["weight"] = record
+    return fields
+
+
+def load(text: str) -> Metadata:
+    """Checks the metadata's form; the graph's own rules are for :mod:`pqk_ext.runtime.checks`.
+
+    Raises:
+        FormatError: naming the rule, the field, what was expected and what came.
+    """
+    root = strict_json.parse(text.encode("utf-8"), "metadata")
+    if not isinstance(root, dict):
+        _refuse("E_HEADER", "metadata", "an object", type(root).__name__)
+    version = _load_version(root.pop("version", None))
+    _check_features(root.pop("required_features", []))
+    optional = [key for key in root if key.startswith("ext.")]
+    for key in optional:
+        del root[key]
+    _check_keys(root, {"digest", "input", "nodes"}, set(), "metadata")
+    if not isinstance(root["digest"], str) or len(root["digest"]) != 64:
+        _refuse("E_HEADER", "digest", "64 hexadecimal digits", repr(root["digest"]))
+    nodes = root["nodes"]
+    if not isinstance(nodes, list):
+        _refuse("E_HEADER", "nodes", "a list", type(nodes).__name__)
+    loaded: list[Node] = []
+    weights: dict[int, WeightRecord] = {}
+    for index, fields in enumerate(nodes):
+        with inside(f"nodes[{index}]"):
+            node, weight = _load_node(fields, index)
+        loaded.append(node)
+        if weight is not None:
+            weights[index] = weight
+    return Metadata(Graph(Value(_shape(root["input"], "input"), "f32"), tuple(loaded)), weights, version)
+
+
+def _load_version(version: Json) -> tuple[int, int]:
+    match version:
+        case [int(major), int(minor)] if type(major) is int and type(minor) is int and major >= 0 and minor >= 0:
+            if major == VERSION[0]:
+                return major, minor
+    _refuse("E_VERSION", "version", f"[{VERSION[0]}, any], as this release reads", strict_json.canonical(version))
+
+
+def _check_features(features: Json) -> None:
+    if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):
+        _refuse("E_HEADER", "required_features", "a list of names", strict_json.canonical(features))
+    for feature in features:
+        _refuse("E_FEATURE", "required_features", "only features that this release knows (none)", repr(feature))
+
+
+def _check_keys(fields: dict[str, Json], required: set[str], optional: set[str], owner: str) -> None:
+    for key in fields:
+        if key not in required and key not in optional:
+            _refuse("E_HEADER", owner, "known keys only", repr(key))
+    for key in sorted(required - set(fields)):
+        _refuse("E_HEADER", owner, f"the key {key}", "none")
+
+
+def _shape(value: Json, field: str) -> tuple[int, ...]:
+    """Form only: a list; its entries are judged by checks.check_shape."""
+    if not isinstance(value, list):
+        _refuse("E_SHAPE", field, "a list of sizes", repr(value))
+    return tuple(value)  # type: ignore[arg-type]
+
+
+def _load_node(fields: Json, index: int) -> tuple[Node, WeightRecord | None]:
+    if not isinstance(fields, dict):
+        _refuse("E_HEADER", "node", "an object", type(fields).__name__)
+    op = fields.get("op")
+    if not isinstance(op, str) or op not in OPS:
+        _refuse("E_ENUM", "op", f"one of {', '.join(OPS)}", repr(op))
+    schema = OPS[op]
+    coded = {"weight"} if "weight" in schema.tensors else set()
+    _check_keys(fields, {"op", "name", "shape"} | coded, _NODE_KEYS - {"weight"} | set(schema.attributes), "node")
+    inputs = fields.get("inputs", [index])
+    if not isinstance(inputs, list):
+        _refuse("E_GRAPH_REF", "inputs", "a list of values", repr(inputs))
+    value = _load_value(fields)
+    weight = _load_weight(fields["weight"]) if coded else None
+    node = Node(
+        op,
+        fields["name"],  # type: ignore[arg-type]  # judged by checks.check_name
+        tuple(inputs),  # type: ignore[arg-type]  # judged by checks
+        value,
+        _load_attributes(fields, schema, op, value.dtype),
+        _placeholders(schema, value.shape, weight),
+    )
+    return node, weight
+
+
+def _load_value(fields: dict[str, Json]) -> Value:
+    """dtype, scale and zero_point are judged by checks."""
+    scale = fields.get("scale")
+    if "scale" in fields and scale is None:
+        _refuse("E_QPARAM", "scale", "a number", "null")
+    if scale is None and "zero_point" in fields:
+        _refuse("E_QPARAM", "zero_point", "none without a scale", repr(fields["zero_point"]))
+    zero_point = None if scale is None else fields.get("zero_point", 0)
+    dtype = fields.get("dtype", "u8")
+    return Value(_shape(fields["shape"], "shape"), dtype, scale, zero_point)  # type: ignore[arg-type]
+
+
+def _load_attributes(fields: dict[str, Json], schema: OpSchema, op: str, dtype: str) -> dict[str, Attribute]:
+    """Values are judged by checks; here, defaults are filled in."""
+    attributes: dict[str, Attribute] = {}
+    for name in schema.attributes:
+        if name in fields:
+            attributes[name] = fields[name]  # type: ignore[assignment]
+        elif name in _DEFAULTS and not (name in schema.optional and dtype == "f32"):
+            default = _DEFAULTS[name]
+            attributes[name] = list(default) if isinstance(default, list) else default
+    return attributes
+
+
+def _load_weight(record: Json) -> WeightRecord:
+    if not isinstance(record, dict):
+        _refuse("E_HEADER", "weight", "an object", type(record).__name__)
+    _check_keys(record, {"codec", "shape"}, {"bits"}, "weight")
+    codec, bits = record["codec"], record.get("bits", 8)
+    if not isinstance(codec, str) or codec not in CODECS:
+        _refuse("E_ENUM", "weight.codec", f"one of {', '.join(CODECS)}", repr(codec))
+    if type(bits) is not int or not 2 <= bits <= 8:
+        _refuse("E_QPARAM", "weight.bits", "an integer in 2..8", repr(bits))
+    shape = _shape(record["shape"], "weight.shape")
+    check_shape(shape, "weight.shape", (2, 4))
+    return WeightRecord(codec, shape, bits)
+
+
+def _placeholders(
+    schema: OpSchema, shape: tuple[int, ...], weight: WeightRecord | None
+) -> dict[str, NDArray[np.generic]]:
+    """Tensors of the right dtype and shape that take no memory: every element is the same one."""
+    check_shape(shape, "shape", (1, 3))
+    tensors = {}
+    for name, dtype in schema.tensors.items():
+        size: tuple[int, ...] = (256,) if name == "table" else (shape[0],)
+        if name == "weight":
+            assert weight is not None
+            size = weight.shape
+        tensors[name] = np.broadcast_to(np.zeros((), _DTYPES[dtype]), size)
+    return tensors

@@ -1,0 +1,194 @@
+"""Reading of ``.pqk`` files: runs no code from the file, opens nothing else, and gives a whole checked graph or an
+error.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+import stat
+from dataclasses import replace
+from typing import NoReturn, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pqk_ext import _core
+from pqk_ext.errors import FormatError
+from pqk_ext.runtime import checks, container, metadata
+from pqk_ext.runtime.graph import Graph, Node
+from pqk_ext.runtime.metadata import WeightRecord, value_bits
+
+__all__ = ["MAX_DECODED_BYTES", "loads", "read"]
+
+#: Default limit of what a file may decode to.
+MAX_DECODED_BYTES = 4 * 2**30
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+def _refuse(code: str, field: str, expected: str, got: object) -> NoReturn:
+    raise FormatError(code, field, -1, expected, str(got))
+
+
+def read_file(path: str | os.PathLike[str], max_bytes: int) -> tuple[container.Header, bytearray]:
+    """The header, checked before the rest is read, and all bytes. Opens without blocking, so a FIFO cannot hang."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        size = status.st_size
+        begin = container.header_size(os.pread(descriptor, container.MIN_FILE_SIZE, 0), size)
+        start = bytearray(begin)
+        _read_into(descriptor, memoryview(start), 0)
+        header = container.parse_header(bytes(start), size)
+        if size - begin > max_bytes:
+            _refuse(
+                "E_BOMB", "file", f"at most {max_bytes} bytes of tensors (max_decoded_bytes raises it)", size - begin
+            )
+        data = bytearray(size)
+        data[:begin] = start
+        _read_into(descriptor, memoryview(data)[begin:], begin)
+    finally:
+        os.close(descriptor)
+    return header, data
+
+
+def _read_into(descriptor: int, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            _refuse("E_TRUNCATED", "file", f"{offset + len(view)} bytes", offset + done)
+        done += count
+
+
+def read(
+    path: str | os.PathLike[str], *, sha256: str | None = None, max_decoded_bytes: int = MAX_DECODED_BYTES
+) -> Graph:
+    """Reads a file and checks all of it.
+
+    Args:
+        path: a regular file.
+        sha256: SHA-256 of the whole file in hexadecimal, as ``sha256sum`` prints it, that it must have.
+        max_decoded_bytes: limit of the decoded tensors together, and of the activations of one sample.
+
+    Raises:
+        FormatError: the file is not a whole, undamaged file of a known version that keeps every rule.
+        OSError: it cannot be read, or is no regular file.
+    """
+    header, data = read_file(path, max_decoded_bytes)
+    return load(header, data, sha256, max_decoded_bytes)
+
+
+def loads(data: Buffer, *, sha256: str | None = None, max_decoded_bytes: int = MAX_DECODED_BYTES) -> Graph:
+    """The same from bytes.
+
+    Raises:
+        FormatError: as :func:`read`.
+    """
+    return load(parse_shell(data), data, sha256, max_decoded_bytes)
+
+
+def parse_shell(data: Buffer) -> container.Header:
+    """The checked container of a whole file in memory."""
+    begin = container.header_size(bytes(data[: container.MIN_FILE_SIZE]), len(data))
+    return container.parse_header(bytes(data[:begin]), len(data))
+
+
+def load(header: container.Header, data: Buffer, sha256: str | None, max_decoded_bytes: int) -> Graph:
+    if sha256 is not None:
+        computed = hashlib.sha256(data).hexdigest()
+        if computed != sha256.lower():
+            _refuse("E_DIGEST", "sha256", sha256, computed)
+    container.check_digest(data)
+    parsed = metadata.load(header.metadata)
+    checks.check_structure(parsed.graph, max_decoded_bytes)
+    _check_entries(parsed, header.tensors)
+    _check_decoded_bytes(parsed.graph, max_decoded_bytes)
+    nodes = tuple(
+        replace(node, tensors=_decode_node(index, node, parsed.weights.get(index), header.tensors, data))
+        for index, node in enumerate(parsed.graph.nodes)
+    )
+    graph = Graph(parsed.graph.input, nodes)
+    checks.check_values(graph)
+    return graph
+
+
+def expected_entries(node: Node, record: WeightRecord | None) -> dict[str, tuple[str, tuple[int, ...] | None]]:
+    """dtype and shape that a node's tensors have in the container; a coded weight's size is its codec's matter."""
+    entries: dict[str, tuple[str, tuple[int, ...] | None]] = {}
+    if record is not None:
+        entries["weight"] = ("I8", record.shape) if record.codec == "raw" else ("U8", None)
+    if "multiplier" in node.tensors:
+        entries["affine"] = ("F32", (2, *node.tensors["multiplier"].shape))
+    for name in ("zero_point", "table"):
+        if name in node.tensors:
+            entries[name] = ("U8", node.tensors[name].shape)
+    return entries
+
+
+def _check_entries(parsed: metadata.Metadata, tensors: dict[str, container.Entry]) -> None:
+    """The container holds exactly the tensors that the nodes need, in their dtypes and shapes."""
+    unreferenced = set(tensors)
+    for index, node in enumerate(parsed.graph.nodes):
+        for name, (dtype, shape) in expected_entries(node, parsed.weights.get(index)).items():
+            key = f"{index}.{name}"
+            entry = tensors.get(key)
+            if entry is None:
+                _refuse("E_GRAPH_REF", f"tensors[{key!r}]", "a tensor in the container", "none")
+            if entry.dtype != dtype:
+                _refuse("E_ENUM", f"tensors[{key!r}].dtype", dtype, entry.dtype)
+            if entry.shape != shape and (shape is not None or len(entry.shape) != 1):
+                _refuse("E_SIZE_MISMATCH", f"tensors[{key!r}].shape", str(shape or "(n,)"), entry.shape)
+            unreferenced.remove(key)
+    for key in sorted(unreferenced):
+        _refuse("E_UNREFERENCED", f"tensors[{key!r}]", "a node that uses it", "none")
+
+
+def _check_decoded_bytes(graph: Graph, limit: int) -> None:
+    total = sum(
+        math.prod(tensor.shape) * tensor.dtype.itemsize for node in graph.nodes for tensor in node.tensors.values()
+    )
+    if total > limit:
+        _refuse("E_BOMB", "tensors", f"at most {limit} decoded bytes (max_decoded_bytes raises it)", total)
+
+
+def _decode_node(
+    index: int,
+    node: Node,
+    record: WeightRecord | None,
+    tensors: dict[str, container.Entry],
+    data: Buffer,
+) -> dict[str, NDArray[np.generic]]:
+    decoded: dict[str, NDArray[np.generic]] = {}
+    for name in expected_entries(node, record):
+        key = f"{index}.{name}"
+        array = tensors[key].array(data)
+        if name == "weight":
+            assert record is not None
+            decoded["weight"] = _decode_weight(array, record, f"tensors[{key!r}]")
+        elif name == "affine":
+            decoded["multiplier"], decoded["bias"] = array.astype(np.float32)
+        else:
+            decoded[name] = array.copy()
+    return decoded
+
+
+def _decode_weight(payload: NDArray[np.generic], record: WeightRecord, field: str) -> NDArray[np.int8]:
+    bytes_ = payload.view(np.uint8).reshape(-1)
+    try:
+        flat = _core.decode_weight(record.codec, bytes_, record.count, record.shape[0], field)
+    except MemoryError:
+        raise MemoryError(f"{field}: no memory for its {record.count} weights") from None
+    limit = 2 ** (record.bits - 1) - 1
+    if record.bits < 8 and value_bits(flat) > record.bits:
+        index = int(np.argmax((flat > limit) | (flat < -limit)))
+        expected = f"weights of {record.bits} bits, -{limit}..{limit}"
+        _refuse("E_VALUE_RANGE", f"{field}[{index}]", expected, int(flat[index]))
+    return flat.reshape(record.shape)

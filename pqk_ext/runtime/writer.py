@@ -1,0 +1,122 @@
+"""Writing of ``.pqk`` files: the smallest codec for each weight, and a file that is whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pqk_ext import _core
+from pqk_ext.runtime import checks, container, metadata, reader
+from pqk_ext.runtime.graph import Graph, Node
+from pqk_ext.runtime.metadata import CODECS, WeightRecord, value_bits
+
+__all__ = ["dumps", "write"]
+
+_Tensors: TypeAlias = dict[str, NDArray[np.generic]]
+
+
+def _encode_weight(weight: NDArray[np.int8], codec: str | None) -> tuple[WeightRecord, NDArray[np.generic]]:
+    flat = np.ascontiguousarray(weight)
+    names = CODECS if codec is None else (codec,)
+    payloads = [_core.encode_weight(name, flat, weight.shape[0]) for name in names]
+    smallest = min(range(len(names)), key=lambda i: len(payloads[i]))  # the first of equals decodes fastest
+    record = WeightRecord(names[smallest], weight.shape, value_bits(weight))
+    # A raw weight is stored as what it is, so that any safetensors tool can read it.
+    return record, flat if record.codec == "raw" else np.frombuffer(payloads[smallest], np.uint8)
+
+
+def _encode_node(node: Node, codec: str | None) -> tuple[WeightRecord | None, _Tensors]:
+    """The tensors of a node as the container holds them, by the part of their name after the node's index."""
+    tensors: _Tensors = {}
+    record = None
+    if "weight" in node.tensors:
+        weight: NDArray[np.int8] = node.tensors["weight"]  # type: ignore[assignment]  # checked
+        record, tensors["weight"] = _encode_weight(weight, codec)
+    if "multiplier" in node.tensors:
+        tensors["affine"] = np.stack([node.tensors["multiplier"], node.tensors["bias"]])
+    for name in ("zero_point", "table"):
+        if name in node.tensors:
+            tensors[name] = np.ascontiguousarray(node.tensors[name])
+    return record, tensors
+
+
+def dumps(graph: Graph, *, codec: str | None = None) -> bytes:
+    """The bytes of the file that :func:`write` writes; equal graphs give equal bytes.
+
+    Args:
+        graph: what to store.
+        codec: one of :data:`CODECS` for every weight, or None for the smallest for each.
+
+    Raises:
+        FormatError: the graph breaks a rule of the format.
+        ValueError: unknown ``codec``.
+    """
+    if codec is not None and codec not in CODECS:
+        raise ValueError(f"codec must be None or one of {', '.join(CODECS)}, got {codec!r}")
+    checks.check_structure(graph, reader.MAX_DECODED_BYTES)
+    checks.check_values(graph)
+    weights: dict[int, WeightRecord] = {}
+    tensors: _Tensors = {}
+    for index, node in enumerate(graph.nodes):
+        record, parts = _encode_node(node, codec)
+        if record is not None:
+            weights[index] = record
+        tensors.update((f"{index}.{name}", part) for name, part in parts.items())
+    data = container.pack(metadata.dump(graph, weights), tensors)
+    reader.loads(data)
+    return data
+
+
+def write(graph: Graph, path: str | os.PathLike[str], *, codec: str | None = None) -> None:
+    """Writes a graph. The file appears whole or not at all; one already there is replaced only by a whole one.
+
+    Args:
+        graph: what to store.
+        path: the file.
+        codec: one of :data:`CODECS` for every weight, or None for the smallest for each.
+
+    Raises:
+        FormatError: the graph breaks a rule of the format.
+        OSError: the file cannot be written; nothing is left behind.
+        ValueError: unknown ``codec``.
+    """
+    data = dumps(graph, codec=codec)
+    target = os.fspath(path)
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OSError(errno.EINVAL, "cannot replace what is not a regular file", target)
+    try:
+        _replace(target, data)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror}", target) from error
+
+
+def _replace(target: str, data: bytes) -> None:
+    """Writes a new file beside the target, makes it durable, and only then gives it the target's name."""
+    folder, name = os.path.split(target)
+    temporary = os.path.join(folder, f".{name[:128]}.{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(folder or ".")
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
