@@ -1,0 +1,34 @@
+#include "core/codec.h"
+#include "torch/check.h"
+
+namespace pqk::torch_ops {
+namespace {
+
+Tensor huffman_decode_cpu(const Tensor& payload, int64_t count) {
+  constexpr const char* kOp = "pqk::huffman_decode";
+  check_cpu(payload, kOp, "payload");
+  check_dtype(payload, ScalarType::Byte, kOp, "payload");
+  STD_TORCH_CHECK(payload.dim() == 1, kOp, ": payload must have 1 dimension, got shape ",
+                  shape_string(payload));
+  STD_TORCH_CHECK(count >= 0, kOp, ": count must not be negative, got ", count);
+  const Tensor contiguous = torch::stable::contiguous(payload);
+  const ByteSpan bytes{contiguous.const_data_ptr<uint8_t>(), contiguous.numel()};
+  try {
+    check_huffman(bytes, count, "payload");  // before the output is allocated
+    const std::vector<int64_t> shape{count};
+    Tensor output = torch::stable::new_empty(contiguous, shape, ScalarType::Char);
+    decode_huffman(bytes, count, output.mutable_data_ptr<int8_t>(), "payload");
+    return output;
+  } catch (const FormatError& error) {
+    STD_TORCH_CHECK(false, kOp, ": ", error.what());
+  }
+}
+
+}  // namespace
+}  // namespace pqk::torch_ops
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pqk, m) { m.def("huffman_decode(Tensor payload, int count) -> Tensor"); }
+
+STABLE_TORCH_LIBRARY_IMPL(pqk, CPU, m) {
+  m.impl("huffman_decode", TORCH_BOX(&pqk::torch_ops::huffman_decode_cpu));
+}
