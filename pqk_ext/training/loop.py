@@ -1,0 +1,203 @@
+"""The ready training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from pqk_ext.config import PQKConfig
+from pqk_ext.training.data import Augment, Batches
+from pqk_ext.training.durable import RunLock
+from pqk_ext.training.settings import OptimizerFactory, Settings, cosine
+from pqk_ext.training.signals import SignalFlag, leave_signals_to_parent
+from pqk_ext.training.trainer import Trainer
+
+__all__ = ["FitResult", "fit"]
+
+Data = Dataset[Any] | Sequence[Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What ``fit`` leaves.
+
+    Attributes:
+        model: the trained model, in evaluation mode, with the best weights.
+        best_step: optimizer steps after which they were best on the validation data.
+        best_accuracy: share of the validation samples that they classify correctly, in [0, 1].
+        checkpoint: the last checkpoint: the state after the last step.
+    """
+
+    model: nn.Module
+    best_step: int
+    best_accuracy: float
+    checkpoint: Path
+
+
+def fit(
+    model: nn.Module,
+    train: Data,
+    val: Data,
+    config: PQKConfig | None,
+    run_dir: str | os.PathLike[str],
+    *,
+    epochs: int | None = None,
+    batch_size: int = 128,
+    lr: float = 0.1,
+    phase2_lr_factor: float = 0.5,
+    weight_decay: float = 1e-4,
+    momentum: float = 0.9,
+    optimizer: OptimizerFactory | None = None,
+    schedule: Callable[[float], float] = cosine,
+    augment: Augment | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    num_workers: int = 0,
+    resume: Literal["auto", "never"] = "auto",
+    allow_inexact: bool = False,
+    checkpoint_seconds: float = 300.0,
+    checkpoint_steps: int | None = None,
+    log_every: int = 50,
+    tensorboard: bool = True,
+    progress: bool = True,
+) -> FitResult:
+    """Trains a classifier, with PQK if a config is given, and can be stopped and started again at any time.
+
+    A run that was stopped, killed or cut off goes on from its newest checkpoint when it is started again with the same
+    arguments, and ends with the same bits as one that was never stopped (on the CPU, with equal versions and thread
+    count; what differs is an error that names it). The global random generators are seeded with ``seed``.
+
+    ``run_dir`` gets ``metrics.jsonl``, checkpoints (safetensors; the last two and the best), a lock, and event files
+    for TensorBoard if that is installed. The first SIGINT or SIGTERM ends the run after the current step and a
+    checkpoint with ``SystemExit(130)`` or ``(143)``; a second one ends the process at once.
+
+    Args:
+        model: a prepared model, or a plain one, which is prepared here if there is a config.
+        train: map-style data set of (x, y), or a pair of tensors; y holds int64 class numbers.
+        val: the same, for choosing the best weights. With pruning only states of the final sparsity can be best.
+        config: settings of PQK; None trains a plain model with cross-entropy (the float reference).
+        run_dir: directory of the run; made if absent.
+        epochs: length of the run. With a plain model it replaces ``config.total_steps``; None takes the latter.
+        batch_size: samples a step.
+        lr: learning rate; the step sizes' is ``config.step_size_lr_factor`` times it.
+        phase2_lr_factor: phase 2 starts its schedule at this multiple of ``lr``.
+        weight_decay: of the weights; step sizes have none.
+        momentum: of SGD.
+        optimizer: makes another optimizer from parameter groups, such as ``torch.optim.AdamW``.
+        schedule: factor of the learning rate for a progress in [0, 1) through each phase.
+        augment: changes a batch: (inputs, generator) -> inputs. The generator depends on seed, epoch and batch only.
+        seed: of sample order, augmentation and random layers.
+        device: where to train; default: where the model is.
+        num_workers: loader processes for a data set that is not made of tensors; the result does not depend on it.
+        resume: ``"auto"`` goes on if the directory holds a run; ``"never"`` refuses such a directory.
+        allow_inexact: go on although versions, threads or CPU differ; recorded in later checkpoints.
+        checkpoint_seconds: time between checkpoints.
+        checkpoint_steps: steps between checkpoints, in addition.
+        log_every: steps between lines of metrics.
+        tensorboard: write event files.
+        progress: show a bar if stderr is a terminal.
+
+    Raises:
+        CheckpointError: no checkpoint is whole, or one could not be written.
+        DivergedError: the loss or a weight is NaN or infinite.
+        FileExistsError: ``resume="never"`` and the directory holds a run.
+        ResumeMismatchError: the run on disk had other settings or data, or another environment.
+        RunLockedError: another process trains in the directory.
+        RuntimeError: started by ``torchrun`` with several processes, which this version does not support.
+        ValueError: an argument outside its range.
+    """
+    _refuse_several_processes()
+    if resume not in ("auto", "never"):
+        raise ValueError(f"resume: expected 'auto' or 'never', got {resume!r}")
+    train_batches = Batches(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers)
+    val_batches = Batches(val, batch_size, shuffle=False, seed=seed, num_workers=num_workers)
+    config, total_steps = _length(model, config, epochs, len(train_batches))
+    settings = Settings(
+        config=config,
+        total_steps=total_steps,
+        steps_per_epoch=len(train_batches),
+        batch_size=batch_size,
+        lr=lr,
+        phase2_lr_factor=phase2_lr_factor,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        optimizer=optimizer,
+        schedule=schedule,
+        augment=augment,
+        seed=seed,
+        log_every=log_every,
+    )
+    if device is not None:
+        model.to(device)
+    model = _prepared(model, config, train_batches)
+    directory = Path(run_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(directory)
+    train_batches.worker_init = val_batches.worker_init = lambda: _start_worker(lock)
+    try:
+        trainer = Trainer(model, train_batches, val_batches, settings, directory)
+        trainer.checkpoint_seconds, trainer.checkpoint_steps = checkpoint_seconds, checkpoint_steps
+        trainer.begin(fresh=resume == "never", allow_inexact=allow_inexact, tensorboard=tensorboard)
+        with SignalFlag() as stop:
+            checkpoint = trainer.run(stop, progress=progress)
+        best = trainer.load_best()
+    finally:
+        lock.release()
+    return FitResult(model.eval(), best["step"], best["accuracy"], checkpoint)
+
+
+def _start_worker(lock: RunLock) -> None:
+    lock.forget_in_child()
+    leave_signals_to_parent()
+
+
+def _refuse_several_processes() -> None:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    size = torch.distributed.get_world_size() if distributed else int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1:
+        raise RuntimeError(
+            f"fit: expected one process, got a group of {size}: this version does not train in several processes. "
+            "Write the loop around model.pqk.loss and model.pqk.step, or start one process"
+        )
+
+
+def _length(
+    model: nn.Module, config: PQKConfig | None, epochs: int | None, steps_per_epoch: int
+) -> tuple[PQKConfig | None, int]:
+    """The config that will hold, and the run's length in steps."""
+    if epochs is not None and (type(epochs) is not int or epochs < 1):
+        raise ValueError(f"epochs: expected an integer of at least 1, got {epochs!r}")
+    controller = getattr(model, "pqk", None)
+    if controller is not None:
+        if config is not None and config != controller.config:
+            raise ValueError("config: expected the config that the model was prepared with, got another")
+        config = controller.config
+    if config is None:
+        if epochs is None:
+            raise ValueError("epochs: expected an integer, got None: without a config nothing else gives the length")
+        return None, epochs * steps_per_epoch
+    if epochs is None or epochs * steps_per_epoch == config.total_steps:
+        return config, config.total_steps
+    if controller is not None:
+        raise ValueError(
+            f"epochs: the model was prepared for total_steps = {config.total_steps}, but {epochs} epochs of "
+            f"{steps_per_epoch} steps are {epochs * steps_per_epoch}; leave epochs out, or prepare with that number"
+        )
+    return dataclasses.replace(config, total_steps=epochs * steps_per_epoch), epochs * steps_per_epoch
+
+
+def _prepared(model: nn.Module, config: PQKConfig | None, train: Batches) -> nn.Module:
+    if config is None or hasattr(model, "pqk"):
+        return model
+    from pqk_ext.preparation import prepare  # not needed for a plain model
+
+    device = next(model.parameters()).device
+    prepared: nn.Module = prepare(model, config, example_inputs=train.first_inputs().to(device))
+    return prepared

@@ -1,0 +1,110 @@
+"""The arguments of ``fit`` that decide a run's result, checked before anything is written or trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pqk_ext.config import PQKConfig
+from pqk_ext.training.data import Augment
+from pqk_ext.training.errors import ResumeMismatchError
+
+__all__ = ["Settings", "compare_with_checkpoint", "cosine"]
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+def cosine(progress: float) -> float:
+    """Learning-rate factor that falls from 1 to 0 along half a cosine; ``progress`` is in [0, 1)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """See ``fit`` for the meaning of each field."""
+
+    config: PQKConfig | None
+    total_steps: int
+    steps_per_epoch: int
+    batch_size: int
+    lr: float
+    phase2_lr_factor: float
+    weight_decay: float
+    momentum: float
+    optimizer: OptimizerFactory | None
+    schedule: Callable[[float], float]
+    augment: Augment | None
+    seed: int
+    log_every: int
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "log_every"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected an integer of at least 1, got {getattr(self, name)!r}")
+        for name in ("lr", "phase2_lr_factor", "weight_decay", "momentum"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected a number in [0, inf), got {value!r}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ValueError(f"seed: expected an integer of at least 0, got {self.seed!r}")
+
+    def lr_factor(self, step: int) -> float:
+        """Factor of every group's learning rate at ``step``; the schedule starts anew with phase 2."""
+        phase1 = self.config.phase1_steps if self.config else self.total_steps
+        if step < phase1:
+            return self.schedule(step / phase1)
+        return self.phase2_lr_factor * self.schedule((step - phase1) / max(1, self.total_steps - phase1))
+
+    def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """The given factory's optimizer, or SGD with Nesterov momentum; step sizes are a group of their own."""
+        if self.config is not None:
+            groups = model.pqk.parameter_groups(lr=self.lr, weight_decay=self.weight_decay)  # type: ignore[union-attr,operator]
+        else:
+            groups = [{"params": list(model.parameters()), "lr": self.lr, "weight_decay": self.weight_decay}]
+        if self.optimizer is not None:
+            return self.optimizer(groups)
+        return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.momentum > 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """A flat, comparable form; functions are told apart by their names."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        config = values.pop("config")
+        values = {name: _function_name(value) if callable(value) else value for name, value in values.items()}
+        return values | {f"config.{name}": value for name, value in (config.to_dict() if config else {}).items()}
+
+
+def _function_name(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def compare_with_checkpoint(
+    stored: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]], *, allow_inexact: bool
+) -> list[str]:
+    """Differences between the run on disk and this one, by the kinds "settings", "data" and "environment".
+
+    Returns:
+        The environment's differences, if ``allow_inexact``; else it is empty.
+
+    Raises:
+        ResumeMismatchError: other settings or data; another environment unless ``allow_inexact``.
+    """
+    differences = {kind: _differences(stored[kind], now[kind]) for kind in now}
+    fatal = [line for kind, lines in differences.items() if kind != "environment" for line in lines]
+    if fatal:
+        raise ResumeMismatchError("the run on disk cannot go on: " + "; ".join(fatal))
+    if differences["environment"] and not allow_inexact:
+        raise ResumeMismatchError(
+            "going on would not give the bits of an uninterrupted run (allow_inexact=True permits it): "
+            + "; ".join(differences["environment"])
+        )
+    return differences["environment"]
+
+
+def _differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = sorted(stored.keys() | now.keys())
+    pairs = [(name, stored.get(name), now.get(name)) for name in names]
+    return [f"{name} was {before!r}, is {after!r}" for name, before, after in pairs if before != after]

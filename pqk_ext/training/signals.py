@@ -1,0 +1,45 @@
+"""SIGINT and SIGTERM become a flag that the training loop reads at the end of each step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+__all__ = ["SignalFlag", "leave_signals_to_parent"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class SignalFlag:
+    """Context in which the first SIGINT or SIGTERM is noted; a second one ends the process at once.
+
+    Outside the main thread Python lets nobody handle signals: the flag then stays unset and nothing changes.
+
+    Attributes:
+        received: number of the signal, or None.
+    """
+
+    received: int | None = None
+
+    def __enter__(self) -> SignalFlag:
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        # The system's own action needs no Python code to run: it works in the middle of a long operation too.
+        for other in _SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
+
+
+def leave_signals_to_parent() -> None:
+    """For a loader worker: Ctrl-C reaches the whole process group, but only the trainer decides what happens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
