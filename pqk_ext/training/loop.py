@@ -144,10 +144,10 @@ def fit(
     try:
         trainer = Trainer(model, train_batches, val_batches, settings, directory)
         trainer.checkpoint_seconds, trainer.checkpoint_steps = checkpoint_seconds, checkpoint_steps
-        trainer.begin(fresh=resume == "never", allow_inexact=allow_inexact, tensorboard=tensorboard)
         with SignalFlag() as stop:
+            trainer.begin(fresh=resume == "never", allow_inexact=allow_inexact, tensorboard=tensorboard)
             checkpoint = trainer.run(stop, progress=progress)
-        best = trainer.load_best()
+            best = trainer.load_best()
     finally:
         lock.release()
     return FitResult(model.eval(), best["step"], best["accuracy"], checkpoint)

@@ -74,8 +74,9 @@ class Trainer:
             return
         step, state = loaded
         inexact = compare_with_checkpoint(state["facts"], self.facts, allow_inexact=allow_inexact)
-        self.metrics = MetricsLog(self.run_dir, state["metrics_bytes"], step, tensorboard=tensorboard)
         self._restore(step, state)
+        self.metrics = MetricsLog(self.run_dir, state["metrics_bytes"], step, tensorboard=tensorboard)
+        restore_random_states(state["random"])
         if inexact:
             note = f"resumed inexactly at step {step}: " + "; ".join(inexact)
             _log.warning("%s: %s", self.run_dir, note)
@@ -96,7 +97,6 @@ class Trainer:
         self.step, self.progress, self.best = step, state["progress"], state["best"]
         self.last_checkpoint = self.store.path("step", step)
         self._saved = (step, self.progress["validated_step"])
-        restore_random_states(state["random"])
 
     def save(self) -> Path:
         """Writes a checkpoint of the present state, unless the last one holds it already."""

@@ -32,8 +32,23 @@ def small_network() -> nn.Module:
     )
 
 
-def noise(x: Tensor, generator: torch.Generator) -> Tensor:
-    return x + 0.1 * torch.randn(x.shape, generator=generator)
+class Noise:
+    """An augmentation; ``before`` is called with the number of the call, from 1, and may do harm."""
+
+    def __init__(self, before: Callable[[int], Any] | None = None) -> None:
+        self.calls, self.before = 0, before
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        self.calls += 1
+        if self.before is not None:
+            self.before(self.calls)
+        return x + 0.1 * torch.randn(x.shape, generator=generator)
+
+
+@pytest.fixture
+def noise() -> type[Noise]:
+    """The augmentation's class: to a run all of its objects are the same setting."""
+    return Noise
 
 
 @pytest.fixture
@@ -50,7 +65,7 @@ def train(problem: Problem) -> Callable[..., FitResult]:
             "run_dir": run_dir,
             "epochs": 6,
             "batch_size": 32,
-            "augment": noise,
+            "augment": Noise(),
             "log_every": 3,
             "checkpoint_steps": 1,
             "tensorboard": False,
