@@ -10,7 +10,9 @@ constexpr int64_t kElementsPerThread = 32768;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-bool is_short(const ChannelView& view) { return view.channels > 1 && view.inner < kMinBroadcast; }
+bool is_short(const ChannelView& view) {
+  return view.channels > 1 && view.inner > 0 && view.inner < kMinBroadcast;
+}
 
 template <class T>
 class TableStorage {
@@ -24,11 +26,13 @@ class TableStorage {
     values_.resize(3 * pitch);
     const T* scale = static_cast<const T*>(params.scale);
     const T* zero_point = static_cast<const T*>(params.zero_point);
-    for (int64_t i = 0; i < row; ++i) {
-      const int64_t channel = i / view.inner;
-      values_[i] = scale[channel];
-      values_[pitch + i] = T(1) / scale[channel];
-      values_[2 * pitch + i] = zero_point[channel];
+    for (int64_t channel = 0, at = 0; channel < view.channels; ++channel) {
+      const T inv_scale = T(1) / scale[channel];
+      for (int64_t i = 0; i < view.inner; ++i, ++at) {
+        values_[at] = scale[channel];
+        values_[pitch + at] = inv_scale;
+        values_[2 * pitch + at] = zero_point[channel];
+      }
     }
     tables_ = {values_.data(), values_.data() + pitch, values_.data() + 2 * pitch};
   }
@@ -41,40 +45,31 @@ class TableStorage {
 
 // How the backward pass is cut into items, and what each channel sums.
 struct SumPlan {
-  explicit SumPlan(const ChannelView& v)
-      : view(v), by_column(is_short(v)), row(by_column ? v.channels * v.inner : v.inner) {
-    groups = by_column ? ceil_div(view.outer, kSumRows) : view.outer * view.channels;
-    pieces = ceil_div(row, by_column ? kColumnBlock : kSumChunk);
+  explicit SumPlan(const ChannelView& v) : view(v), by_column(is_short(v)) {
+    const int64_t row = by_column ? v.channels * v.inner : v.inner;
+    const int64_t piece = std::max<int64_t>(1, by_column ? columns_per_block(v) : kSumChunk);
+    const int64_t rows_an_item = by_column ? std::min(v.outer, kSumRows) : 1;
+    groups = by_column ? ceil_div(v.outer, kSumRows) : v.outer;
+    pieces = ceil_div(row, piece);
+    items = groups * pieces * (by_column ? 1 : v.channels);
+    grain =
+        std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, rows_an_item * std::min(row, piece)));
+    partials_a_channel = by_column ? 1 : pieces;
   }
-  int64_t items() const { return groups * pieces; }
-  int64_t partials() const { return 2 * groups * (by_column ? row : pieces); }
-  int64_t grain() const {
-    const int64_t item =
-        by_column ? std::min(view.outer, kSumRows) * std::min(row, kColumnBlock) : std::min(row, kSumChunk);
-    return std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, item));
-  }
+  int64_t num_partials() const { return 2 * groups * view.channels * partials_a_channel; }
   // `which`: 0 scale, 1 zero point.
   double sum(const std::vector<double>& partial, int64_t channel, int which) const {
     double total = 0;
-    if (by_column) {
-      for (int64_t group = 0; group < groups; ++group) {
-        const double* columns = partial.data() + (2 * group + which) * row + channel * view.inner;
-        for (int64_t i = 0; i < view.inner; ++i) total += columns[i];
-      }
-      return total;
-    }
-    for (int64_t outer = 0; outer < view.outer; ++outer) {
-      const int64_t first = (outer * view.channels + channel) * pieces;
-      for (int64_t i = first; i < first + pieces; ++i) total += partial[2 * i + which];
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t first = (group * view.channels + channel) * partials_a_channel;
+      for (int64_t i = first; i < first + partials_a_channel; ++i) total += partial[2 * i + which];
     }
     return total;
   }
 
   ChannelView view;
   bool by_column;
-  int64_t row;
-  int64_t groups = 0;
-  int64_t pieces = 0;
+  int64_t groups = 0, pieces = 0, items = 0, grain = 0, partials_a_channel = 0;
 };
 
 template <class T>
@@ -91,8 +86,8 @@ template <class T>
 void backward(const FakeQuantizeBackward& job, const Parallel& parallel) {
   const TableStorage<T> storage(job.params);
   const SumPlan plan(job.params.view);
-  std::vector<double> partial(plan.partials());
-  parallel(plan.items(), plan.grain(), [&](int64_t begin, int64_t end) {
+  std::vector<double> partial(plan.num_partials());
+  parallel(plan.items, plan.grain, [&](int64_t begin, int64_t end) {
     active_fake_quantize_backward_kernel()(job, storage.tables(), partial.data(), begin, end);
   });
   for (int64_t channel = 0; channel < plan.view.channels; ++channel) {

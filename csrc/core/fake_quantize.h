@@ -64,9 +64,11 @@ void straight_through(const StraightThrough& job, const Parallel& parallel);
 // (channels-last, depthwise weights) every position of the row is its own lane, over kSumRows rows.
 constexpr int64_t kSumChunk = 4096;
 constexpr int64_t kSumRows = kSumChunk / 16;
-constexpr int64_t kColumnBlock = 1024;
 // Channels with fewer neighbouring elements than this are handled a whole row (channels * inner) at a time.
 constexpr int64_t kMinBroadcast = 16;
+constexpr int64_t kColumnBlock = 1024;
+// Whole channels, so that a block can add up its channels.
+inline int64_t columns_per_block(const ChannelView& view) { return kColumnBlock / view.inner * view.inner; }
 
 // Parameters spread to one entry an element of a (channels * inner) row, for short channels; else nullptr.
 struct FakeQuantizeTables {
@@ -80,8 +82,8 @@ struct FakeQuantizeTables {
 using FakeQuantizeForwardKernel = void(const FakeQuantizeForward&, const FakeQuantizeTables&, int64_t begin,
                                        int64_t end);
 // Work items [begin, end). Without tables an item is a chunk of a row and writes partial[2 * item] (scale) and
-// [2 * item + 1] (zero point). With tables it is kSumRows rows by kColumnBlock columns and writes, at
-// [2 * group * row + column] and [(2 * group + 1) * row + column], one sum a column.
+// [2 * item + 1] (zero point). With tables it is kSumRows rows by columns_per_block() columns and writes the
+// same pair for each channel at 2 * (group of rows * channels + channel).
 using FakeQuantizeBackwardKernel = void(const FakeQuantizeBackward&, const FakeQuantizeTables&, double* partial,
                                         int64_t begin, int64_t end);
 using StraightThroughKernel = void(const StraightThrough&, int64_t begin, int64_t end);

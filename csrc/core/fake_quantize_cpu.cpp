@@ -6,11 +6,13 @@
 #include <type_traits>
 
 #if defined(PQK_X86_64)
-#if defined(__GNUC__) && !defined(__clang__)
-// gcc 12 warns of the deliberately undefined operands inside its own AVX-512 intrinsics.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #include <immintrin.h>
+#endif
+
+#if defined(__GNUC__)
+#define PQK_INLINE inline __attribute__((always_inline))
+#else
+#define PQK_INLINE inline
 #endif
 
 #include "core/isa_begin.h"
@@ -150,7 +152,7 @@ inline void narrow(const float* in, BFloat16* out, int count) {
 
 // Gives sixteen elements at `at` as float or double: in place when it can, else through `buffer`, zero-padded.
 template <class Element, class Storage>
-inline const Element* fetch(const Storage* at, Element* buffer, int count) {
+PQK_INLINE const Element* fetch(const Storage* at, Element* buffer, int count) {
   if constexpr (std::is_same_v<Element, Storage>) {
     if (count == kStep) return at;
     memset(buffer, 0, kStep * sizeof(Element));
@@ -163,7 +165,7 @@ inline const Element* fetch(const Storage* at, Element* buffer, int count) {
 }
 
 template <class Element, class Storage>
-inline Element* target(Storage* at, Element* buffer, int count) {
+PQK_INLINE Element* target(Storage* at, Element* buffer, int count) {
   if constexpr (std::is_same_v<Element, Storage>) {
     if (count == kStep) return at;
   }
@@ -171,7 +173,7 @@ inline Element* target(Storage* at, Element* buffer, int count) {
 }
 
 template <class Element, class Storage>
-inline void flush(Storage* at, const Element* buffer, int count) {
+PQK_INLINE void flush(Storage* at, const Element* buffer, int count) {
   if constexpr (std::is_same_v<Element, Storage>) {
     if (count < kStep) memcpy(at, buffer, count * sizeof(Element));
   } else {
@@ -241,16 +243,17 @@ struct Bounds {
 };
 
 // Sixteen elements; returns which are in range (and kept by the mask).
-template <class Lanes, class Source>
-inline uint32_t forward_step(const typename Lanes::Element* x, typename Lanes::Element* y, const uint8_t* mask,
-                             const Source& source, int64_t at, const Bounds<Lanes>& bounds) {
+template <bool kMask, class Lanes, class Source>
+PQK_INLINE uint32_t forward_step(const typename Lanes::Element* x, typename Lanes::Element* y,
+                                 const uint8_t* mask, const Source& source, int64_t at,
+                                 const Bounds<Lanes>& bounds) {
   uint32_t bits = 0;
   for (int i = 0; i < kStep; i += Lanes::kWidth) {
     const auto zero_point = source.zero_point(at + i);
     const auto shifted = Lanes::rint(Lanes::load(x + i) * source.inv_scale(at + i)) + zero_point;
     auto out = (Lanes::clamp(shifted, bounds.low, bounds.high) - zero_point) * source.scale(at + i);
     auto in_range = bounds.contain(shifted);
-    if (mask != nullptr) {
+    if constexpr (kMask) {
       const auto keep = Lanes::from_bytes(mask + i);
       in_range = Lanes::both(in_range, keep);
       out = Lanes::zero_unless(keep, out);
@@ -262,33 +265,65 @@ inline uint32_t forward_step(const typename Lanes::Element* x, typename Lanes::E
 }
 
 template <class Lanes, class Storage, template <class> class Source>
-void forward(const FakeQuantizeForward& job, const FakeQuantizeTables& tables, int64_t begin, int64_t end) {
+class ForwardRun {
+ public:
   using E = typename Lanes::Element;
+  ForwardRun(const FakeQuantizeForward& job, const FakeQuantizeTables& tables, int64_t begin)
+      : job_(job),
+        tables_(tables),
+        bounds_(job.params),
+        writer_(job.in_range == nullptr ? nullptr : job.in_range + begin / 8) {}
+
+  // Elements [at, at + length) of one row.
+  template <bool kMask, bool kBits>
+  void piece(int64_t at, int64_t length, int64_t row, int64_t column) {
+    const Source<Lanes> source(job_.params, tables_, row, column);
+    int64_t i = 0;
+    for (; i + kStep <= length; i += kStep) step<kMask, kBits>(at, i, kStep, source);
+    if (i < length) step<kMask, kBits>(at, i, static_cast<int>(length - i), source);
+  }
+  void finish() { writer_.finish(); }
+
+ private:
+  template <bool kMask, bool kBits>
+  PQK_INLINE void step(int64_t at, int64_t i, int count, const Source<Lanes>& source) {
+    Storage* output = static_cast<Storage*>(job_.output) + at + i;
+    const E* x = fetch<E>(static_cast<const Storage*>(job_.input) + at + i, x_buffer_, count);
+    E* y = target<E>(output, y_buffer_, count);
+    const uint8_t* mask = nullptr;
+    if constexpr (kMask) mask = fetch(job_.params.mask + at + i, mask_buffer_, count);
+    const uint32_t bits = forward_step<kMask, Lanes>(x, y, mask, source, i, bounds_);
+    flush(output, y, count);
+    if constexpr (kBits) writer_.push(bits & ((1u << count) - 1), count);
+  }
+
+  const FakeQuantizeForward& job_;
+  const FakeQuantizeTables& tables_;
+  Bounds<Lanes> bounds_;
+  BitWriter writer_;
+  E x_buffer_[kStep], y_buffer_[kStep];
+  uint8_t mask_buffer_[kStep] = {};
+};
+
+template <class Lanes, class Storage, template <class> class Source>
+void forward(const FakeQuantizeForward& job, const FakeQuantizeTables& tables, int64_t begin, int64_t end) {
   const FakeQuantizeParams& p = job.params;
+  const bool bits = job.in_range != nullptr;
   const int64_t row_length = tables.used() ? p.view.channels * p.view.inner : p.view.inner;
-  const Bounds<Lanes> bounds(p);
-  BitWriter writer(job.in_range == nullptr ? nullptr : job.in_range + begin / 8);
-  E x_buffer[kStep], y_buffer[kStep];
-  uint8_t mask_buffer[kStep] = {};
+  ForwardRun<Lanes, Storage, Source> run(job, tables, begin);
   for (int64_t at = begin; at < end;) {
     const int64_t row = at / row_length, column = at % row_length;
     const int64_t length = std::min(row_length - column, end - at);
-    const Source<Lanes> source(p, tables, row, column);
-    const Storage* input = static_cast<const Storage*>(job.input) + at;
-    Storage* output = static_cast<Storage*>(job.output) + at;
-    const uint8_t* mask = p.mask == nullptr ? nullptr : p.mask + at;
-    for (int64_t i = 0; i < length; i += kStep) {
-      const int count = static_cast<int>(std::min<int64_t>(kStep, length - i));
-      const E* x = fetch<E>(input + i, x_buffer, count);
-      E* y = target<E>(output + i, y_buffer, count);
-      const uint8_t* keep = mask == nullptr ? nullptr : fetch(mask + i, mask_buffer, count);
-      const uint32_t bits = forward_step<Lanes>(x, y, keep, source, i, bounds);
-      flush(output + i, y, count);
-      if (job.in_range != nullptr) writer.push(bits & ((1u << count) - 1), count);
+    if (p.mask == nullptr) {
+      bits ? run.template piece<false, true>(at, length, row, column)
+           : run.template piece<false, false>(at, length, row, column);
+    } else {
+      bits ? run.template piece<true, true>(at, length, row, column)
+           : run.template piece<true, false>(at, length, row, column);
     }
     at += length;
   }
-  if (job.in_range != nullptr) writer.finish();
+  if (bits) run.finish();
 }
 
 template <class Lanes>
@@ -298,6 +333,11 @@ struct Sums {
   Sums() {
     for (auto& v : scale) v = Lanes::set(0);
     for (auto& v : zero_point) v = Lanes::set(0);
+  }
+  static double lane(const typename Lanes::V* lanes, int64_t index) {
+    typename Lanes::Element value;
+    memcpy(&value, reinterpret_cast<const char*>(lanes) + index * sizeof value, sizeof value);
+    return value;
   }
   // A fixed tree, in double.
   static double total(const typename Lanes::V* lanes) {
@@ -313,10 +353,10 @@ struct Sums {
 };
 
 // Padding elements have grad_output 0 and input 0, which adds 0 to the sums.
-template <class Lanes, class Source>
-inline void backward_step(const typename Lanes::Element* x, const typename Lanes::Element* dy,
-                          typename Lanes::Element* dx, const uint8_t* mask, const Source& source, int64_t at,
-                          const Bounds<Lanes>& bounds, Sums<Lanes>& sums) {
+template <bool kMask, class Lanes, class Source>
+PQK_INLINE void backward_step(const typename Lanes::Element* x, const typename Lanes::Element* dy,
+                              typename Lanes::Element* dx, const uint8_t* mask, const Source& source,
+                              int64_t at, const Bounds<Lanes>& bounds, Sums<Lanes>& sums) {
   for (int i = 0; i < kStep; i += Lanes::kWidth) {
     const auto zero_point = source.zero_point(at + i);
     const auto scaled = Lanes::load(x + i) * source.inv_scale(at + i);
@@ -325,7 +365,7 @@ inline void backward_step(const typename Lanes::Element* x, const typename Lanes
     const auto grad = Lanes::load(dy + i);
     auto in_range = bounds.contain(shifted);
     auto counts = Lanes::ordered(shifted);
-    if (mask != nullptr) {
+    if constexpr (kMask) {
       const auto keep = Lanes::from_bytes(mask + i);
       in_range = Lanes::both(in_range, keep);
       counts = Lanes::both(counts, keep);
@@ -346,15 +386,15 @@ class BackwardRun {
   explicit BackwardRun(const FakeQuantizeBackward& job) : job_(job), bounds_(job.params) {}
 
   // Elements [at, at + count) with count <= 16; their parameters start at `offset` of `source`.
-  template <class Source>
-  void step(int64_t at, int count, const Source& source, int64_t offset, Sums<Lanes>& sums) {
+  template <bool kMask, class Source>
+  PQK_INLINE void step(int64_t at, int count, const Source& source, int64_t offset, Sums<Lanes>& sums) {
     Storage* out = static_cast<Storage*>(job_.grad_input) + at;
     const E* x = fetch<E>(static_cast<const Storage*>(job_.input) + at, x_buffer_, count);
     const E* dy = fetch<E>(static_cast<const Storage*>(job_.grad_output) + at, dy_buffer_, count);
     E* dx = target<E>(out, dx_buffer_, count);
-    const uint8_t* mask = job_.params.mask;
-    const uint8_t* keep = mask == nullptr ? nullptr : fetch(mask + at, mask_buffer_, count);
-    backward_step<Lanes>(x, dy, dx, keep, source, offset, bounds_, sums);
+    const uint8_t* mask = nullptr;
+    if constexpr (kMask) mask = fetch(job_.params.mask + at, mask_buffer_, count);
+    backward_step<kMask, Lanes>(x, dy, dx, mask, source, offset, bounds_, sums);
     flush(out, dx, count);
   }
 
@@ -365,7 +405,7 @@ class BackwardRun {
   uint8_t mask_buffer_[kStep] = {};
 };
 
-template <class Lanes, class Storage>
+template <class Lanes, class Storage, bool kMask>
 void backward_by_row(const FakeQuantizeBackward& job, double* partial, int64_t begin, int64_t end) {
   const ChannelView& view = job.params.view;
   const int64_t pieces = (view.inner + kSumChunk - 1) / kSumChunk;
@@ -376,42 +416,42 @@ void backward_by_row(const FakeQuantizeBackward& job, double* partial, int64_t b
     const Constants<Lanes> source(job.params, {}, row, 0);
     Sums<Lanes> sums;
     int64_t i = 0;
-    for (; i + kStep <= length; i += kStep) run.step(at + i, kStep, source, 0, sums);
-    if (i < length) run.step(at + i, static_cast<int>(length - i), source, 0, sums);
+    for (; i + kStep <= length; i += kStep) run.template step<kMask>(at + i, kStep, source, 0, sums);
+    if (i < length) run.template step<kMask>(at + i, static_cast<int>(length - i), source, 0, sums);
     partial[2 * item] = Sums<Lanes>::total(sums.scale);
     partial[2 * item + 1] = Sums<Lanes>::total(sums.zero_point);
   }
 }
 
-template <class Lanes, class Storage>
+template <class Lanes, class Storage, bool kMask>
 void backward_by_column(const FakeQuantizeBackward& job, const FakeQuantizeTables& tables, double* partial,
                         int64_t begin, int64_t end) {
   const ChannelView& view = job.params.view;
   const int64_t row_length = view.channels * view.inner;
-  const int64_t blocks = (row_length + kColumnBlock - 1) / kColumnBlock;
+  const int64_t block = columns_per_block(view), blocks = (row_length + block - 1) / block;
   BackwardRun<Lanes, Storage> run(job);
   Sums<Lanes> sums[kColumnBlock / kStep];
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t group = item / blocks, first = item % blocks * kColumnBlock;
-    const int64_t length = std::min(kColumnBlock, row_length - first);
+    const int64_t group = item / blocks, first = item % blocks * block;
+    const int64_t length = std::min(block, row_length - first);
     const int64_t last_row = std::min(view.outer, (group + 1) * kSumRows);
     const Tables<Lanes> source(job.params, tables, 0, first);
     for (auto& s : sums) s = Sums<Lanes>();
     for (int64_t row = group * kSumRows; row < last_row; ++row) {
       for (int64_t i = 0; i < length; i += kStep) {
         const int count = static_cast<int>(std::min<int64_t>(kStep, length - i));
-        run.step(row * row_length + first + i, count, source, i, sums[i / kStep]);
+        run.template step<kMask>(row * row_length + first + i, count, source, i, sums[i / kStep]);
       }
     }
-    double* scale_sums = partial + 2 * group * row_length + first;
-    double* zero_point_sums = scale_sums + row_length;
-    for (int64_t i = 0; i < length; ++i) {
-      // V may be a vector: its elements are read through memory.
-      typename Lanes::Element lanes[2][kStep];
-      memcpy(lanes[0], sums[i / kStep].scale, sizeof lanes[0]);
-      memcpy(lanes[1], sums[i / kStep].zero_point, sizeof lanes[1]);
-      scale_sums[i] = lanes[0][i % kStep];
-      zero_point_sums[i] = lanes[1][i % kStep];
+    double* out = partial + 2 * (group * view.channels + first / view.inner);
+    for (int64_t i = 0; i < length; out += 2) {
+      double scale_sum = 0, zero_point_sum = 0;
+      for (const int64_t last = i + view.inner; i < last; ++i) {
+        scale_sum += Sums<Lanes>::lane(sums[i / kStep].scale, i % kStep);
+        zero_point_sum += Sums<Lanes>::lane(sums[i / kStep].zero_point, i % kStep);
+      }
+      out[0] = scale_sum;
+      out[1] = zero_point_sum;
     }
   }
 }
@@ -425,22 +465,46 @@ void forward_any(const FakeQuantizeForward& job, const FakeQuantizeTables& table
 template <class Lanes, class Storage>
 void backward_any(const FakeQuantizeBackward& job, const FakeQuantizeTables& tables, double* partial,
                   int64_t begin, int64_t end) {
-  tables.used() ? backward_by_column<Lanes, Storage>(job, tables, partial, begin, end)
-                : backward_by_row<Lanes, Storage>(job, partial, begin, end);
+  if (job.params.mask == nullptr) {
+    tables.used() ? backward_by_column<Lanes, Storage, false>(job, tables, partial, begin, end)
+                  : backward_by_row<Lanes, Storage, false>(job, partial, begin, end);
+  } else {
+    tables.used() ? backward_by_column<Lanes, Storage, true>(job, tables, partial, begin, end)
+                  : backward_by_row<Lanes, Storage, true>(job, partial, begin, end);
+  }
 }
 
-// Elements as unsigned integers of their size.
+// Elements as unsigned integers of their size. The mask arithmetic leaves no branch to mispredict.
 template <class Bits>
 void straight_through_range(const StraightThrough& job, int64_t begin, int64_t end) {
-  const Bits* in = static_cast<const Bits*>(job.grad_output);
-  Bits* out = static_cast<Bits*>(job.grad_input);
+  const Bits* __restrict in = static_cast<const Bits*>(job.grad_output);
+  Bits* __restrict out = static_cast<Bits*>(job.grad_input);
   int64_t at = begin;
-  for (; at + kStep <= end; at += kStep) {
-    uint16_t word;
-    memcpy(&word, job.in_range + at / 8, sizeof word);
-    for (int i = 0; i < kStep; ++i) out[at + i] = (word & (1u << i)) ? in[at + i] : Bits(0);
+#if PQK_ISA_LEVEL == 1
+  if constexpr (sizeof(Bits) == 4) {
+    const __m256i lane_bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    for (; at + 8 <= end; at += 8) {
+      const __m256i byte = _mm256_set1_epi32(job.in_range[at / 8]);
+      const __m256i keep = _mm256_cmpeq_epi32(_mm256_and_si256(byte, lane_bits), lane_bits);
+      const __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + at));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), _mm256_and_si256(keep, value));
+    }
   }
-  for (; at < end; ++at) out[at] = (job.in_range[at / 8] >> (at % 8)) & 1 ? in[at] : Bits(0);
+#elif PQK_ISA_LEVEL >= 2
+  if constexpr (sizeof(Bits) == 4) {
+    for (; at + kStep <= end; at += kStep) {
+      uint16_t word;
+      memcpy(&word, job.in_range + at / 8, sizeof word);
+      _mm512_storeu_si512(out + at, _mm512_maskz_loadu_epi32(word, in + at));
+    }
+  }
+#endif
+  for (; at + 8 <= end; at += 8) {
+    const uint32_t byte = job.in_range[at / 8];
+    for (int i = 0; i < 8; ++i) out[at + i] = in[at + i] & (Bits(0) - static_cast<Bits>((byte >> i) & 1));
+  }
+  for (; at < end; ++at)
+    out[at] = in[at] & (Bits(0) - static_cast<Bits>((job.in_range[at / 8] >> (at % 8)) & 1));
 }
 
 }  // namespace
