@@ -1,5 +1,5 @@
 // Compressed sparse row matrices, named as torch names them: row r holds entries crow_indices[r] to
-// crow_indices[r + 1] of col_indices and values..
+// crow_indices[r + 1] of col_indices and values. Indices are int32.
 #pragma once
 
 #include <cstdint>
