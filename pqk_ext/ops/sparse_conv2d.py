@@ -315,14 +315,14 @@ def _convolution_arguments(kwargs: dict[str, Any]) -> tuple[list[int], list[int]
 
 
 def _opcheck_samples() -> Iterator[Sample]:
-    for args, kwargs in itertools.islice(_samples(), 4, None, 17):
+    for args, kwargs in itertools.islice(_samples(), 4, None, 37):
         leaves = [arg.detach().requires_grad_(arg.is_floating_point()) for arg in args]
         bias = leaves[4] if len(leaves) > 4 else None
         yield (*leaves[:4], bias, pair(kwargs["kernel_size"]), *_convolution_arguments(kwargs)), {}
 
 
 def _int8_opcheck_samples() -> Iterator[Sample]:
-    for args, kwargs in itertools.islice(_int8_samples(), 4, None, 9):
+    for args, kwargs in itertools.islice(_int8_samples(), 4, None, 29):
         quantization = (kwargs["input_zero_point"], kwargs.get("quant_min", 0), kwargs.get("quant_max", 255))
         float_output = kwargs.get("float_output", False)
         convolution = _convolution_arguments(kwargs)

@@ -208,14 +208,14 @@ _SHAPES: list[tuple[tuple[int, ...], int, int, float]] = [
 
 def _int8_overload_samples() -> Iterator[Sample]:
     defaults = {"quant_min": 0, "quant_max": 255, "float_output": False}
-    for args, kwargs in itertools.islice(_int8_samples(), 2, None, 8):
+    for args, kwargs in itertools.islice(_int8_samples(), 2, None, 19):
         merged = {**defaults, **kwargs}
         names = ("input_zero_point", "quant_min", "quant_max", "float_output")
         yield (*args, *(merged[name] for name in names)), {}
 
 
 def _opcheck_samples() -> Iterator[Sample]:
-    for args, kwargs in itertools.islice(_samples(), 2, None, 13):
+    for args, kwargs in itertools.islice(_samples(), 2, None, 29):
         leaves = [arg.detach().requires_grad_(arg.is_floating_point()) for arg in args]
         yield tuple(leaves), kwargs
 
