@@ -35,14 +35,12 @@ softmax             f32 (C,): e[c] = exp_nonpositive(x[c] - max x); e[c] / sum e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["OPS", "Graph", "Node", "OpSchema", "Value"]
-
-Attribute: TypeAlias = int | float | list[int]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Node:
     name: str
     inputs: tuple[int, ...]
     value: Value
-    attributes: dict[str, Attribute] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)  # int, float or list[int], as OPS says
     tensors: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
 

@@ -1,0 +1,88 @@
+"""The quantizer that stands on a tensor of activations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pqk_ext.ops.fake_quantize import fake_quantize
+from pqk_ext.quant import SMALLEST_SCALE, activation_range, range_to_qparams
+
+__all__ = ["ActivationQuantizer"]
+
+_SAMPLES_PER_BATCH = 8192
+_MOMENTUM = 0.1
+
+
+class ActivationQuantizer(nn.Module):
+    """Fake-quantizes activations to unsigned codes ``0..2**bits - 1``, one affine scale for the tensor.
+
+    The scale is learned (LSQ, Esser et al. 2020); the zero point is fixed by the observed range and is 0 for
+    tensors that are never negative. While it observes it passes its input through and follows its range.
+
+    Attributes:
+        scale: float32 parameter, shape ``()``.
+        zero_point: int32 buffer, shape ``()``.
+    """
+
+    scale: nn.Parameter
+    zero_point: Tensor
+    low: Tensor
+    high: Tensor
+    batches: Tensor
+
+    def __init__(self, bits: int, nonnegative: bool) -> None:
+        super().__init__()
+        self.quant_max = 2**bits - 1
+        self.nonnegative = nonnegative
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("zero_point", torch.tensor(0, dtype=torch.int32))
+        self.register_buffer("low", torch.tensor(0.0))
+        self.register_buffer("high", torch.tensor(0.0))
+        self.register_buffer("batches", torch.tensor(0, dtype=torch.int64))
+
+    def reset(self) -> None:
+        """Forgets what was observed."""
+        self.batches.zero_()
+
+    @torch.no_grad()
+    def observe(self, input: Tensor) -> None:
+        """Moves the range towards that of ``input`` and sets scale and zero point from it.
+
+        Raises:
+            ValueError: ``input`` holds NaN or infinity.
+        """
+        flat = input.detach().flatten()
+        # A fixed stride, not a random choice: the same batch gives the same range.
+        samples = flat[:: max(1, flat.numel() // _SAMPLES_PER_BATCH)]
+        if samples.numel() == 0:
+            return
+        if not bool(torch.isfinite(samples).all()):
+            raise ValueError("activations must be finite to choose a quantization range, got NaN or infinity")
+        low, high = activation_range(samples, self.quant_max)
+        weight = max(_MOMENTUM, 1.0 / (int(self.batches) + 1))
+        self.low += weight * (low - self.low)
+        self.high += weight * (high - self.high)
+        self.batches += 1
+        scale, zero_point = range_to_qparams(
+            0.0 if self.nonnegative else float(self.low), float(self.high), self.quant_max
+        )
+        self.scale.fill_(scale)
+        self.zero_point.fill_(zero_point)
+
+    @torch.no_grad()
+    def keep_scale_positive(self) -> None:
+        """Undoes an optimizer step that made the scale vanish or change its sign."""
+        self.scale.clamp_min_(SMALLEST_SCALE)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Fake-quantized ``input``; gradients are straight-through for it and LSQ for the scale."""
+        factor = 1.0 / math.sqrt(max(1, input[0].numel()) * self.quant_max)
+        return fake_quantize(
+            input, self.scale, self.zero_point, quant_min=0, quant_max=self.quant_max, grad_scale=factor
+        )
+
+    def extra_repr(self) -> str:
+        return f"quant_max={self.quant_max}, nonnegative={self.nonnegative}"

@@ -1,0 +1,156 @@
+"""Convolution and linear layers whose one weight tensor serves the student and the teacher."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pqk_ext.nn.roles import Role
+from pqk_ext.ops.fake_quantize import fake_quantize
+from pqk_ext.quant import SMALLEST_SCALE, per_channel_scale
+
+__all__ = ["PQKConv2d", "PQKLayer", "PQKLinear", "Sharing"]
+
+
+class Sharing(Protocol):
+    """The fields of PQKConfig that say how the two roles share a layer."""
+
+    @property
+    def routing(self) -> str: ...
+    @property
+    def teacher_weights(self) -> str: ...
+
+
+class PQKLayer(nn.Module):
+    """What :class:`PQKConv2d` and :class:`PQKLinear` have in common.
+
+    Attributes:
+        weight: float32 parameter ``(O, ...)``: the important weights (``weight_mask`` True) and the unimportant.
+        weight_mask: bool buffer of the same shape, True = important.
+        weight_scale: float32 parameter ``(O,)``, the learned step sizes of the symmetric codes
+            ``-weight_quant_max..weight_quant_max``.
+        prunable: whether the mask may get False entries.
+        teacher: the teacher's own copy of the whole layer, for the head; None elsewhere.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    weight_mask: Tensor
+    weight_scale: nn.Parameter
+    weight_zero_point: Tensor
+    weight_quant_max: int
+    prunable: bool
+    routing: str
+    teacher_weights: str
+    teacher: nn.Module | None
+
+    def _extend(self, source: nn.Conv2d | nn.Linear, bits: int, prunable: bool, sharing: Sharing) -> None:
+        """Takes over the parameters of ``source`` and adds mask and scales."""
+        self.weight = source.weight
+        self.bias = source.bias
+        self.weight_quant_max = 2 ** (bits - 1) - 1
+        self.prunable = prunable
+        self.routing = sharing.routing
+        self.teacher_weights = sharing.teacher_weights
+        self.teacher = None
+        self.register_buffer("weight_mask", torch.ones_like(source.weight, dtype=torch.bool))
+        self.register_buffer("weight_zero_point", torch.zeros(source.weight.shape[0], dtype=torch.int32))
+        self.weight_scale = nn.Parameter(torch.ones(source.weight.shape[0]))
+        self.weight_scale.data = self.weight_scale.data.to(source.weight.device)
+        self.weight_zero_point = self.weight_zero_point.to(source.weight.device)
+        self.initialize_scale()
+
+    def give_teacher_own_copy(self, source: nn.Conv2d | nn.Linear) -> None:
+        """Makes this layer a head that student and teacher do not share."""
+        self.teacher = copy.deepcopy(source)
+
+    def copy_to_teacher(self) -> None:
+        """Starts the teacher's own copy, where there is one, from the student's values."""
+        if self.teacher is not None:
+            self.teacher.load_state_dict({k: v for k, v in self.state_dict().items() if k in ("weight", "bias")})
+
+    @torch.no_grad()
+    def initialize_scale(self) -> None:
+        """Sets the step sizes from the present important weights."""
+        self.weight_scale.copy_(per_channel_scale(self.weight, self.weight_mask, self.weight_quant_max))
+
+    @torch.no_grad()
+    def keep_scale_positive(self) -> None:
+        """Undoes an optimizer step that made a scale vanish or change its sign."""
+        self.weight_scale.clamp_min_(SMALLEST_SCALE)
+
+    def student_weight(self) -> Tensor:
+        """Fake-quantized important weights, exactly 0 elsewhere; the gradient reaches important weights only."""
+        factor = 1.0 / math.sqrt(max(1, self.weight[0].numel()) * self.weight_quant_max)
+        return fake_quantize(
+            self.weight,
+            self.weight_scale,
+            self.weight_zero_point,
+            quant_min=-self.weight_quant_max,
+            quant_max=self.weight_quant_max,
+            axis=0,
+            mask=self.weight_mask if self.prunable else None,
+            grad_scale=factor,
+        )
+
+    def teacher_weight(self) -> Tensor:
+        """All weights. With disjoint routing the gradient reaches unimportant weights only."""
+        if self.routing == "shared":
+            return self.weight
+        if self.teacher_weights == "quantized":
+            return torch.where(self.weight_mask, self.student_weight().detach(), self.weight)
+        return torch.where(self.weight_mask, self.weight.detach(), self.weight)
+
+    def role_parameters(self, role: Role) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias that ``role`` computes with."""
+        if role is Role.STUDENT:
+            return self.student_weight(), self.bias
+        if role is Role.FLOAT:
+            return self.weight, self.bias
+        bias = self.bias.detach() if self.bias is not None and self.routing == "disjoint" else self.bias
+        return self.teacher_weight(), bias
+
+
+class PQKConv2d(PQKLayer, nn.Conv2d):
+    """``nn.Conv2d`` with a pruning mask and learned symmetric per-channel quantization of its weight."""
+
+    def __init__(self, source: nn.Conv2d, bits: int, prunable: bool, sharing: Sharing) -> None:
+        settings: dict[str, Any] = {
+            name: getattr(source, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")
+        }
+        nn.Conv2d.__init__(
+            self,
+            source.in_channels,
+            source.out_channels,
+            source.kernel_size,  # type: ignore[arg-type]
+            bias=source.bias is not None,
+            device="meta",
+            **settings,
+        )
+        self._extend(source, bits, prunable, sharing)
+
+    def forward(self, input: Tensor, role: Role = Role.STUDENT) -> Tensor:
+        """Convolution of ``input`` (N, C, H, W) in the given role."""
+        if role is Role.TEACHER and self.teacher is not None:
+            output: Tensor = self.teacher(input)
+            return output
+        return self._conv_forward(input, *self.role_parameters(role))
+
+
+class PQKLinear(PQKLayer, nn.Linear):
+    """``nn.Linear`` with a pruning mask and learned symmetric per-channel quantization of its weight."""
+
+    def __init__(self, source: nn.Linear, bits: int, prunable: bool, sharing: Sharing) -> None:
+        nn.Linear.__init__(self, source.in_features, source.out_features, bias=source.bias is not None, device="meta")
+        self._extend(source, bits, prunable, sharing)
+
+    def forward(self, input: Tensor, role: Role = Role.STUDENT) -> Tensor:
+        """Linear map of ``input`` (N, I) in the given role."""
+        if role is Role.TEACHER and self.teacher is not None:
+            output: Tensor = self.teacher(input)
+            return output
+        return nn.functional.linear(input, *self.role_parameters(role))

@@ -1,0 +1,20 @@
+"""The parts that one network plays in PQK: they share weights and differ in what they use of them."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["Role"]
+
+
+class Role(Enum):
+    """Which network a forward pass computes.
+
+    STUDENT: masked, fake-quantized weights; fake-quantized activations; the network that is deployed.
+    TEACHER: important and unimportant weights together, in float; its own batch norms and head.
+    FLOAT: all weights in float with the student's batch norms and head: warm-up and calibration.
+    """
+
+    STUDENT = "student"
+    TEACHER = "teacher"
+    FLOAT = "float"

@@ -1,0 +1,259 @@
+"""The phases of PQK: who is pruned when, and which loss moves which weight.
+
+Phase 1 prunes and quantizes; the weights pruned away stay in their tensors, untouched. Phase 2 puts them back beside
+the important ones: that whole network is the teacher of the pruned, quantized student, and only the teacher's loss
+moves them. After Kim, Chang and Kwak, "PQK: Model Compression via Pruning, Quantization, and Knowledge Distillation",
+Interspeech 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pqk_ext.config import PQKConfig
+from pqk_ext.distill.kl import kl
+from pqk_ext.nn import ActivationQuantizer, PQKLayer, Role
+from pqk_ext.nn.batch_norm import RoleBatchNorm
+from pqk_ext.prune import compute_masks, cubic_sparsity
+
+if TYPE_CHECKING:
+    from pqk_ext.preparation.model import PreparedModel
+
+__all__ = ["PQKController"]
+
+_OBSERVE_INTERVAL = 8  # warm-up steps between two looks at the activation ranges
+
+
+class PQKController(nn.Module):
+    """Drives a prepared model through the phases; reached as ``model.pqk``.
+
+    The optimizer and the loop stay the user's. In each step::
+
+        loss = model.pqk.loss(x, y); loss.backward(); optimizer.step(); model.pqk.step(); optimizer.zero_grad()
+
+    Its state (the step count) lies in the model's ``state_dict``.
+    """
+
+    step_count: Tensor
+
+    def __init__(self, model: PreparedModel, config: PQKConfig) -> None:
+        super().__init__()
+        # Not a submodule: the model owns the controller, not the other way round.
+        object.__setattr__(self, "_model", model)
+        self.config = config
+        self.register_buffer("step_count", torch.tensor(0, dtype=torch.int64))
+        self._step = 0
+        self._metrics: dict[str, float | Tensor] = {}
+        self._kept: list[Tensor] = []
+        self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
+        self._remember_weights()
+
+    _model: PreparedModel
+
+    # --- state -----------------------------------------------------------------------------------------------
+
+    @property
+    def global_step(self) -> int:
+        """Training steps done, both phases together."""
+        return self._step
+
+    @property
+    def phase(self) -> int:
+        """1 (prune and quantize) or 2 (distil from the teacher inside)."""
+        return 1 if self._step < self.config.phase1_steps else 2
+
+    @property
+    def quantizing(self) -> bool:
+        """Whether training uses fake quantization; False during the dense float warm-up."""
+        return self._step >= self.config.warmup_steps
+
+    @property
+    def target_sparsity(self) -> float:
+        """Share of the prunable weights that the schedule wants to be zero at this step."""
+        c = self.config
+        return cubic_sparsity(self._step, start=c.ramp_start_step, end=c.ramp_end_step, final=c.sparsity)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that the masks set to zero now."""
+        layers = self.prunable_layers()
+        total = sum(layer.weight_mask.numel() for layer in layers)
+        kept = sum(int(layer.weight_mask.sum()) for layer in layers)
+        return 1.0 - kept / total if total else 0.0
+
+    def layers(self) -> list[PQKLayer]:
+        """Every convolution and linear layer, in the order of the network."""
+        return [m for m in self._model.modules() if isinstance(m, PQKLayer)]
+
+    def prunable_layers(self) -> list[PQKLayer]:
+        """The layers that may be pruned."""
+        return [layer for layer in self.layers() if layer.prunable]
+
+    def metrics(self) -> dict[str, float]:
+        """Parts of the last loss (``loss``, ``student_ce``, ``kd``, ``teacher_ce``), sparsity and phase."""
+        parts = {name: float(value) for name, value in self._metrics.items()}
+        return {**parts, "sparsity": self.sparsity, "phase": float(self.phase)}
+
+    def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimizer: weights, and step sizes apart with a small rate and no decay.
+
+        Args:
+            lr: learning rate of the weights; step sizes get ``config.step_size_lr_factor`` times it.
+            weight_decay: of the weights. Batch norm parameters are decayed too, as in the usual CIFAR recipes.
+        """
+        scales = {id(p) for p in self._scales()}
+        weights = [p for p in self._model.parameters() if id(p) not in scales]
+        return [
+            {"params": weights, "lr": lr, "weight_decay": weight_decay},
+            {"params": self._scales(), "lr": lr * self.config.step_size_lr_factor, "weight_decay": 0.0},
+        ]
+
+    # --- one training step -----------------------------------------------------------------------------------
+
+    def loss(self, x: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy) -> Tensor:
+        """The loss of this step, to be given ``backward()``.
+
+        Args:
+            x: input batch.
+            y: labels, as ``criterion`` takes them.
+            criterion: task loss of logits and labels.
+
+        Returns:
+            A scalar. Phase 1: the student's task loss. Phase 2: task losses of student and teacher and the
+            distillation loss; with disjoint routing each moves its own weights only.
+
+        Raises:
+            RuntimeError: the model is in evaluation mode, which gives no gradients.
+        """
+        if not self._model.training:
+            raise RuntimeError("model.pqk.loss needs training mode: call model.train() first")
+        if not self.quantizing:
+            last = self._step == self.config.warmup_steps - 1
+            observe = last or self._step % _OBSERVE_INTERVAL == 0
+            loss = criterion(self._model.run(x, Role.FLOAT, observe=observe), y)
+            self._metrics = {"loss": loss.detach(), "student_ce": loss.detach()}
+            return loss
+        random_state = torch.get_rng_state()
+        student = self._model.run(x, Role.STUDENT)
+        student_ce = criterion(student, y)
+        if self.phase == 1 or not self.config.teacher:
+            self._metrics = {"loss": student_ce.detach(), "student_ce": student_ce.detach()}
+            return self.config.ce_weight * student_ce if self.phase == 2 else student_ce
+        teacher = self._teacher_logits(x, random_state)
+        return self._distillation(student, student_ce, teacher, criterion(teacher, y))
+
+    def _teacher_logits(self, x: Tensor, random_state: Tensor) -> Tensor:
+        """The teacher sees the same dropout as the student, and leaves the random state as the student left it."""
+        after_student = torch.get_rng_state()
+        torch.set_rng_state(random_state)
+        logits = self._model.run(x, Role.TEACHER)
+        torch.set_rng_state(after_student)
+        return logits
+
+    def _distillation(self, student: Tensor, student_ce: Tensor, teacher: Tensor, teacher_ce: Tensor) -> Tensor:
+        c = self.config
+        distilling = self._step >= c.phase1_steps + c.kd_warmup_steps
+        loss = c.ce_weight * student_ce + teacher_ce
+        self._metrics = {"student_ce": student_ce.detach(), "teacher_ce": teacher_ce.detach()}
+        if distilling and c.kd_weight > 0:
+            kd = kl(student, teacher, c.temperature)
+            loss = loss + c.kd_weight * kd
+            self._metrics["kd"] = kd.detach()
+            if c.kl_direction == "two_way":
+                loss = loss + c.kd_weight * kl(teacher, student, c.temperature)
+        self._metrics["loss"] = loss.detach()
+        return loss
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """To be called after each ``optimizer.step()``: keeps frozen weights, moves masks and phases on."""
+        if not self.quantizing:
+            self._advance()
+            if self.quantizing:
+                for layer in self.layers():
+                    layer.initialize_scale()
+            return
+        for holder in (*self.layers(), *self._quantizers()):
+            holder.keep_scale_positive()
+        if self.phase == 1 or not self.config.teacher:
+            self._restore_unimportant()
+        self._advance()
+        if self.phase == 1 and self._step % self.config.mask_update_interval == 0:
+            self.update_masks()
+        if self._step == self.config.phase1_steps:
+            self._begin_phase_2()
+        self._remember_weights()
+
+    def _advance(self) -> None:
+        self._step += 1
+        self.step_count.fill_(self._step)
+
+    @torch.no_grad()
+    def update_masks(self) -> None:
+        """Ranks the weights and sets the masks to the sparsity that the schedule wants now."""
+        layers = self.prunable_layers()
+        if not layers:
+            return
+        c = self.config
+        masks = compute_masks(
+            [layer.weight for layer in layers],
+            self.target_sparsity,
+            ranking=c.ranking,
+            granularity=c.granularity,
+            min_keep_per_channel=c.min_keep_per_channel,
+            min_keep_fraction=c.min_keep_fraction,
+        )
+        for layer, mask in zip(layers, masks, strict=True):
+            layer.weight_mask.copy_(mask)
+
+    def _begin_phase_2(self) -> None:
+        self.update_masks()
+        for module in self._model.modules():
+            if isinstance(module, PQKLayer | RoleBatchNorm):
+                module.copy_to_teacher()
+        if self.config.step_size == "freeze":
+            for scale in self._scales():
+                scale.requires_grad_(False)
+                scale.grad = None
+
+    # --- frozen weights --------------------------------------------------------------------------------------
+
+    def _remember_weights(self) -> None:
+        layers = self.prunable_layers()
+        if len(self._kept) != len(layers) or any(
+            k.device != m.weight.device for k, m in zip(self._kept, layers, strict=True)
+        ):
+            self._kept = [layer.weight.detach().clone() for layer in layers]
+            return
+        for kept, layer in zip(self._kept, layers, strict=True):
+            kept.copy_(layer.weight.detach())
+
+    def _restore_unimportant(self) -> None:
+        """Undoes what weight decay and momentum did to unimportant weights: they must survive phase 1 exactly."""
+        for kept, layer in zip(self._kept, self.prunable_layers(), strict=True):
+            layer.weight.copy_(torch.where(layer.weight_mask, layer.weight, kept))
+
+    # --- helpers ---------------------------------------------------------------------------------------------
+
+    def _quantizers(self) -> list[ActivationQuantizer]:
+        return [q for q in self._model.pqk_quantizers.values() if isinstance(q, ActivationQuantizer)]
+
+    def _scales(self) -> list[nn.Parameter]:
+        return [layer.weight_scale for layer in self.layers()] + [q.scale for q in self._quantizers()]
+
+    def extra_repr(self) -> str:
+        return f"phase={self.phase}, step={self._step} of {self.config.total_steps}"
+
+
+def _after_load(module: nn.Module, _: object) -> None:
+    assert isinstance(module, PQKController)
+    module._step = int(module.step_count)
+    module._remember_weights()
+    if module.phase == 2 and module.config.step_size == "freeze":
+        for scale in module._scales():
+            scale.requires_grad_(False)

@@ -1,0 +1,127 @@
+"""`prepare`: an existing model becomes one that trains pruned and quantized, taught by its own pruned-away weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pqk_ext.config import PQKConfig
+from pqk_ext.nn import ActivationQuantizer, PQKBatchNorm1d, PQKBatchNorm2d, PQKConv2d, PQKLinear, Role
+from pqk_ext.phases import PQKController
+from pqk_ext.preparation.blocks import Block, Plan
+from pqk_ext.preparation.fuse import build_plan
+from pqk_ext.preparation.model import PreparedModel
+from pqk_ext.preparation.tracing import UnsupportedOperator, trace
+
+__all__ = ["Block", "Plan", "PreparedModel", "UnsupportedOperator", "prepare"]
+
+
+def _replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def _weighted_blocks(plan: Plan) -> list[Block]:
+    return [block for block in plan if block.op in ("conv2d", "linear")]
+
+
+def _is_prunable(source: nn.Conv2d | nn.Linear, path: str, config: PQKConfig, exclude: Sequence[str]) -> bool:
+    if path in exclude:
+        return False
+    if isinstance(source, nn.Linear):
+        return config.prune_linear
+    return config.prune_depthwise or source.groups == 1
+
+
+def _swap_layers(root: nn.Module, plan: Plan, config: PQKConfig, exclude: Sequence[str]) -> None:
+    blocks = _weighted_blocks(plan)
+    paths = [str(block.module) for block in blocks]
+    repeated = {path for path in paths if paths.count(path) > 1}
+    if repeated:
+        raise UnsupportedOperator(f"a layer may be used once in forward, found several uses of {sorted(repeated)}")
+    unknown = set(exclude) - set(paths)
+    if unknown:
+        raise ValueError(f"exclude: {sorted(unknown)} are not layers of the model; its layers are {paths}")
+    for index, (block, path) in enumerate(zip(blocks, paths, strict=True)):
+        source = root.get_submodule(path)
+        assert isinstance(source, nn.Conv2d | nn.Linear)
+        bits = config.weight_bits
+        if index == 0:
+            bits = config.first_layer_bits
+        is_head = block.float_output
+        if is_head:
+            bits = config.last_layer_bits
+        prunable = _is_prunable(source, path, config, exclude) and not (is_head and not config.prune_linear)
+        kind = PQKConv2d if isinstance(source, nn.Conv2d) else PQKLinear
+        layer = kind(source, bits, prunable, config)  # type: ignore[arg-type]
+        if is_head and config.teacher:
+            layer.give_teacher_own_copy(source)
+        _replace_module(root, path, layer)
+
+
+def _swap_batch_norms(root: nn.Module, plan: Plan, config: PQKConfig) -> None:
+    separate = config.teacher and config.batch_norm == "separate"
+    for path in dict.fromkeys(block.batch_norm for block in plan if block.batch_norm):
+        source = root.get_submodule(path)
+        if isinstance(source, nn.BatchNorm2d):
+            _replace_module(root, path, PQKBatchNorm2d(source, separate))
+        elif isinstance(source, nn.BatchNorm1d):
+            _replace_module(root, path, PQKBatchNorm1d(source, separate))
+
+
+def prepare(
+    model: nn.Module,
+    config: PQKConfig,
+    *,
+    example_inputs: Tensor,
+    leaf_modules: Sequence[type[nn.Module]] = (),
+    exclude: Sequence[str] = (),
+) -> PreparedModel:
+    """Makes ``model`` trainable with PQK (Kim, Chang and Kwak, Interspeech 2021).
+
+    The result has the same modules and parameter names, so optimizer, loop and checkpoints stay yours::
+
+        model = pqk_ext.prepare(model, pqk_ext.PQKConfig(sparsity=0.9), example_inputs=x)
+        for x, y in loader:
+            loss = model.pqk.loss(x, y)
+            loss.backward(); optimizer.step(); model.pqk.step(); optimizer.zero_grad()
+
+    Args:
+        model: the network, trained or not; it is copied, not changed. One input and one output tensor.
+        config: sparsity, bits, schedule and the switches of the method.
+        example_inputs: a float32 batch; gives the shapes and the first activation ranges.
+        leaf_modules: module types that tracing treats as one operation (subclasses of supported ones).
+        exclude: names of convolution or linear layers whose weights are not pruned.
+
+    Returns:
+        The prepared model, in training mode.
+
+    Raises:
+        UnsupportedOperator: the model holds something the integer engine cannot compute; names node and module.
+        TypeError, ValueError: an argument of the wrong type or value; names it.
+    """
+    if not isinstance(example_inputs, Tensor) or example_inputs.dtype != torch.float32:
+        got = example_inputs.dtype if isinstance(example_inputs, Tensor) else type(example_inputs).__name__
+        raise TypeError(f"example_inputs must be a float32 tensor, got {got}")
+    if example_inputs.dim() < 2 or example_inputs.shape[0] == 0:
+        raise ValueError(f"example_inputs must be a batch of at least one sample, got shape {example_inputs.shape}")
+    if isinstance(model, PreparedModel):
+        raise TypeError("model is prepared already")
+    if not isinstance(config, PQKConfig):
+        raise TypeError(f"config must be a PQKConfig, got {type(config).__name__}")
+    root = copy.deepcopy(model)
+    plan = build_plan(trace(root, example_inputs, leaf_modules), root)
+    if not _weighted_blocks(plan):
+        raise UnsupportedOperator("the model has no convolution or linear layer")
+    _swap_layers(root, plan, config, exclude)
+    _swap_batch_norms(root, plan, config)
+    quantizers = {b.quantizer: ActivationQuantizer(config.act_bits, b.never_negative) for b in plan if b.quantizer}
+    prepared = PreparedModel(root, plan, quantizers).to(example_inputs.device)
+    prepared.pqk = PQKController(prepared, config)
+    prepared.eval()
+    with torch.no_grad():
+        prepared.run(example_inputs, Role.FLOAT, observe=True)
+    return prepared.train()

@@ -1,0 +1,180 @@
+"""The prepared network: the user's module tree with PQK layers in it, run block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pqk_ext.deploy.evaluate import IntegerEvaluation
+from pqk_ext.nn import ActivationQuantizer, PQKLayer, Role
+from pqk_ext.nn.batch_norm import RoleBatchNorm
+from pqk_ext.phases import PQKController
+from pqk_ext.preparation.blocks import Block, Plan
+
+__all__ = ["PreparedModel"]
+
+_LOOKUPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+}
+
+
+class PreparedModel(nn.Module):
+    """A network that trains pruned and quantized; made by :func:`pqk_ext.prepare`.
+
+    Its modules and parameters keep the names of the original model. In training mode ``model(x)`` computes the
+    student with fake quantization (or, while warming up, the float network); in evaluation mode it computes
+    exactly the integers that the exported file will compute, and gives no gradients.
+
+    Attributes:
+        pqk: the controller of the phases: ``model.pqk.loss(x, y)``, ``model.pqk.step()``.
+        plan: the blocks that training, evaluation and export share.
+        quantizers: activation quantizers by block.
+    """
+
+    def __init__(self, root: nn.Module, plan: Plan, quantizers: dict[str, ActivationQuantizer]) -> None:
+        super().__init__()
+        for name, child in root.named_children():
+            self.add_module(name, child)
+        self.plan = plan
+        self.pqk_quantizers = nn.ModuleDict(quantizers)
+        self._integer = IntegerEvaluation()
+
+    pqk: PQKController
+
+    def train(self, mode: bool = True) -> PreparedModel:
+        """Switches between training and integer evaluation."""
+        self._integer.forget()
+        super().train(mode)
+        if not mode and not self.pqk.quantizing:
+            # While warming up nothing keeps the step sizes in line with the weights that they are to quantize.
+            for layer in self.pqk.layers():
+                layer.initialize_scale()
+        return self
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits of the student (training) or of the integer network (evaluation)."""
+        if self.training:
+            return self.run(input, Role.STUDENT if self.pqk.quantizing else Role.FLOAT)
+        return self._integer(self, input)
+
+    def run(self, input: Tensor, role: Role, observe: bool = False) -> Tensor:
+        """One differentiable forward pass in a role.
+
+        Args:
+            input: batch in the shape of the example inputs.
+            role: which weights, batch norms and head to use.
+            observe: let every activation quantizer follow the range of its tensor.
+        """
+        values: list[Tensor] = []
+        for block in self.plan:
+            value = input if block.op == "input" else self._compute(block, [values[i] for i in block.inputs], role)
+            if block.quantizer is not None:
+                quantizer = self.pqk_quantizers[block.quantizer]
+                assert isinstance(quantizer, ActivationQuantizer)
+                if observe:
+                    quantizer.observe(value)
+                if role is Role.STUDENT:
+                    value = quantizer(value)
+            values.append(value)
+        return values[-1]
+
+    def _compute(self, block: Block, inputs: list[Tensor], role: Role) -> Tensor:
+        x = inputs[0]
+        if block.op in ("conv2d", "linear"):
+            if block.pre_padding:
+                x = F.pad(x, _pad_amounts(block.pre_padding))
+            x = self.layer(block)(x, role)
+            x = self._normalize(block, x, role)
+            if len(inputs) == 2:
+                x = x + inputs[1]
+            return _activate(block, x)
+        if block.op == "add":
+            return _activate(block, x + inputs[1])
+        if block.op == "affine":
+            return _activate(block, self._normalize(block, x, role))
+        if block.op == "dropout":
+            return self._dropout(block, x)
+        if block.op == "lookup":
+            return self.lookup_function(block)(x)
+        return _activate(block, _SHAPE_OPS[block.op](block, inputs))
+
+    def layer(self, block: Block) -> PQKLayer:
+        """The convolution or linear layer of a block."""
+        module = self.get_submodule(block.module or "")
+        assert isinstance(module, PQKLayer)
+        return module
+
+    def lookup_function(self, block: Block) -> Callable[[Tensor], Tensor]:
+        """The element-wise function of a lookup block."""
+        return self.get_submodule(block.module) if block.module else _LOOKUPS[block.activation or ""]
+
+    def _normalize(self, block: Block, x: Tensor, role: Role) -> Tensor:
+        if block.batch_norm is None:
+            return x
+        norm = self.get_submodule(block.batch_norm)
+        assert isinstance(norm, RoleBatchNorm)
+        output: Tensor = norm(x, role)
+        return output
+
+    def _dropout(self, block: Block, x: Tensor) -> Tensor:
+        if block.module is None:
+            return F.dropout(x, block.attributes["p"], self.training)
+        output: Tensor = self.get_submodule(block.module)(x)
+        return output
+
+
+def _activate(block: Block, x: Tensor) -> Tensor:
+    if block.activation == "relu":
+        return F.relu(x)
+    if block.activation == "relu6":
+        return F.relu6(x)
+    return x
+
+
+def _pad_amounts(padding: Sequence[int]) -> list[int]:
+    top, left, bottom, right = padding
+    return [left, right, top, bottom]
+
+
+def _max_pool(block: Block, inputs: list[Tensor]) -> Tensor:
+    a = block.attributes
+    x = inputs[0]
+    if any(a["padding"]):
+        x = F.pad(x, _pad_amounts(a["padding"]), value=-torch.inf)
+    return F.max_pool2d(x, a["kernel"], a["stride"], 0, a["dilation"])
+
+
+def _avg_pool(block: Block, inputs: list[Tensor]) -> Tensor:
+    a = block.attributes
+    return F.avg_pool2d(inputs[0], a["kernel"], a["stride"], a["padding"][:2], False, bool(a["count_include_pad"]))
+
+
+def _slice(block: Block, inputs: list[Tensor]) -> Tensor:
+    a = block.attributes
+    index = [slice(*triple) for triple in zip(a["start"], a["stop"], a["step"], strict=True)]
+    return inputs[0][(slice(None), *index)]
+
+
+def _pad(block: Block, inputs: list[Tensor]) -> Tensor:
+    (front, top, left), (back, bottom, right) = block.attributes["before"], block.attributes["after"]
+    return F.pad(inputs[0], [left, right, top, bottom, front, back])
+
+
+_SHAPE_OPS: dict[str, Callable[[Block, list[Tensor]], Tensor]] = {
+    "max_pool2d": _max_pool,
+    "avg_pool2d": _avg_pool,
+    "adaptive_avg_pool2d": lambda block, inputs: F.adaptive_avg_pool2d(inputs[0], block.attributes["output_size"]),
+    "concat": lambda block, inputs: torch.cat(inputs, 1),
+    "flatten": lambda block, inputs: inputs[0].flatten(1),
+    "slice": _slice,
+    "pad": _pad,
+    "dequantize": lambda block, inputs: inputs[0],
+    "softmax": lambda block, inputs: F.softmax(inputs[0], 1),
+}

@@ -1,0 +1,356 @@
+"""From a module to a list of calls that the integer engine knows, by torch.fx."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+__all__ = ["Call", "UnsupportedOperator", "normalize", "trace"]
+
+
+class UnsupportedOperator(ValueError):
+    """A model that cannot be prepared; the message names the node, its module and the construct."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A traced node in the engine's terms: kind, tensor inputs, attributes, module path."""
+
+    kind: str
+    inputs: tuple[fx.Node, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    module: str | None = None
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, leaf_modules: Sequence[type[nn.Module]]) -> None:
+        super().__init__()
+        self._leaf_types = tuple(leaf_modules)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self._leaf_types) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module, example_inputs: Tensor, leaf_modules: Sequence[type[nn.Module]] = ()) -> fx.Graph:
+    """Traces ``model`` and records every value's shape in ``node.meta["tensor_meta"]``.
+
+    Raises:
+        UnsupportedOperator: the forward cannot be traced (for example a branch on data).
+    """
+    training = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            graph = _Tracer(leaf_modules).trace(model)
+            ShapeProp(fx.GraphModule(model, graph)).propagate(example_inputs)
+    except (torch.fx.proxy.TraceError, TypeError, NotImplementedError) as error:
+        raise UnsupportedOperator(
+            f"{type(model).__name__}.forward cannot be traced: {error}. Name submodules that hold the construct in "
+            "leaf_modules, or rewrite the line without control flow on tensor values"
+        ) from error
+    finally:
+        for name, module in model.named_modules():
+            module.training = training[name]
+    return graph
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """Shape of a node's value without the batch dimension."""
+    return tuple(node.meta["tensor_meta"].shape[1:])
+
+
+def _pair(value: Any) -> list[int]:
+    return [int(value), int(value)] if isinstance(value, int) else [int(v) for v in value]
+
+
+def _arguments(node: fx.Node, names: str) -> dict[str, Any]:
+    """Positional and keyword arguments by name, in the order ``names`` gives."""
+    return {**dict(zip(names.split(), node.args, strict=False)), **node.kwargs}
+
+
+def _conv_attributes(module: nn.Conv2d, input_shape: tuple[int, ...]) -> dict[str, Any]:
+    kernel, stride, dilation = _pair(module.kernel_size), _pair(module.stride), _pair(module.dilation)
+    if module.padding_mode != "zeros":
+        raise UnsupportedOperator(f"padding_mode must be 'zeros', got {module.padding_mode!r}")
+    if module.padding == "valid":
+        padding = [0, 0, 0, 0]
+    elif module.padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        before = [t // 2 for t in total]
+        padding = [*before, *(t - b for t, b in zip(total, before, strict=True))]
+    else:
+        padding = _pair(module.padding) * 2
+    return {"stride": stride, "padding": padding, "dilation": dilation, "groups": module.groups}
+
+
+def _pool_padding(size: list[int], attributes: dict[str, Any], ceil_mode: bool) -> list[int]:
+    """Explicit top, left, bottom, right padding, such that rounding the output size down gives torch's size."""
+    result: list[int] = list(attributes["before"]) * 2
+    if not ceil_mode:
+        return result
+    for axis in range(2):
+        kernel, stride, before = (attributes[n][axis] for n in ("kernel", "stride", "before"))
+        span = attributes["dilation"][axis] * (kernel - 1) + 1
+        steps = -(-(size[axis] + 2 * before - span) // stride)
+        if steps * stride >= size[axis] + before:  # torch drops windows that start in the padding
+            steps -= 1
+        result[2 + axis] = max(before, steps * stride + span - size[axis] - before)
+    return result
+
+
+def _pool_call(kind: str, input: fx.Node, raw: dict[str, Any]) -> Call:
+    kernel = _pair(raw["kernel_size"])
+    stride = raw.get("stride")
+    attributes = {
+        "kernel": kernel,
+        "stride": kernel if stride is None or stride == [] else _pair(stride),
+        "before": _pair(raw.get("padding", 0)),
+        "dilation": _pair(raw.get("dilation", 1)),
+    }
+    ceil_mode = bool(raw.get("ceil_mode", False))
+    if kind == "avg_pool2d":
+        if ceil_mode:
+            raise UnsupportedOperator("average pooling with ceil_mode=True is not supported")
+        if raw.get("divisor_override") is not None:
+            raise UnsupportedOperator("average pooling with divisor_override is not supported")
+    padding = _pool_padding(list(shape_of(input)[1:]), attributes, ceil_mode)
+    result = {"kernel": attributes["kernel"], "stride": attributes["stride"], "padding": padding}
+    if kind == "max_pool2d":
+        if raw.get("return_indices"):
+            raise UnsupportedOperator("max pooling with return_indices=True is not supported")
+        result["dilation"] = attributes["dilation"]
+    else:
+        result["count_include_pad"] = int(raw.get("count_include_pad", True))
+    return Call(kind, (input,), result)
+
+
+def _adaptive_call(kind: str, input: fx.Node, output_size: Any) -> Call:
+    size = shape_of(input)[1:]
+    target = [output_size] * 2 if output_size is None or isinstance(output_size, int) else list(output_size)
+    goal = [s if t is None else int(t) for s, t in zip(size, target, strict=True)]
+    if all(s % g == 0 for s, g in zip(size, goal, strict=True)):
+        window = [s // g for s, g in zip(size, goal, strict=True)]
+        return _pool_call(kind, input, {"kernel_size": window, "stride": window})
+    if kind == "max_pool2d":
+        raise UnsupportedOperator(f"adaptive max pooling from {size} to {goal} needs sizes that divide")
+    return Call("adaptive_avg_pool2d", (input,), {"output_size": goal})
+
+
+def _mean_call(node: fx.Node, raw: dict[str, Any]) -> Call:
+    dims = raw.get("dim")
+    dims = [dims] if isinstance(dims, int) else dims
+    rank = len(shape_of(raw["input"])) + 1
+    if rank != 4 or dims is None or sorted(d % rank for d in dims) != [2, 3]:
+        raise UnsupportedOperator(f"mean is supported over the two image dimensions, got dim={raw.get('dim')}")
+    pooled = _adaptive_call("avg_pool2d", raw["input"], 1)
+    return Call("mean", pooled.inputs, {**pooled.attributes, "keepdim": bool(raw.get("keepdim", False))})
+
+
+def _flatten_call(node: fx.Node, input: fx.Node) -> Call:
+    before, after = shape_of(input), shape_of(node)
+    if after == before:
+        return Call("alias", (input,))
+    if len(after) != 1:
+        raise UnsupportedOperator(f"only flattening to (N, features) is supported, got {before} -> {after}")
+    return Call("flatten", (input,))
+
+
+def _pad_call(input: fx.Node, raw: dict[str, Any]) -> Call:
+    amounts = list(raw["pad"])
+    value = raw.get("value")
+    if raw.get("mode", "constant") != "constant" or (value is not None and value != 0):
+        raise UnsupportedOperator("only padding with the constant 0 is supported")
+    amounts += [0] * (6 - len(amounts))
+    if len(amounts) > 6 or any(a < 0 for a in amounts) or len(shape_of(input)) != 3:
+        raise UnsupportedOperator(f"padding {raw['pad']} of a {len(shape_of(input)) + 1}-d tensor is not supported")
+    left, right, top, bottom, front, back = amounts
+    return Call("pad", (input,), {"before": [front, top, left], "after": [back, bottom, right]})
+
+
+def _slice_call(node: fx.Node, input: fx.Node, index: Any) -> Call:
+    shape = shape_of(input)
+    items = list(index) if isinstance(index, tuple) else [index]
+    items += [slice(None)] * (len(shape) + 1 - len(items))
+    if len(shape) != 3 or any(not isinstance(item, slice) for item in items) or items[0] != slice(None):
+        raise UnsupportedOperator("only slices along channels and image dimensions of a 4-d tensor are supported")
+    triples = [item.indices(size) for item, size in zip(items[1:], shape, strict=True)]
+    if any(step < 1 for _, _, step in triples):
+        raise UnsupportedOperator("slices with a negative step are not supported")
+    starts, stops, steps = ([t[i] for t in triples] for i in range(3))
+    return Call("slice", (input,), {"start": starts, "stop": stops, "step": steps})
+
+
+def _concat_call(raw: dict[str, Any]) -> Call:
+    tensors = raw["tensors"]
+    rank = len(shape_of(tensors[0])) + 1
+    if raw.get("dim", 0) % rank != 1:
+        raise UnsupportedOperator(f"concatenation is supported along channels (dim=1), got dim={raw.get('dim', 0)}")
+    return Call("concat", tuple(tensors))
+
+
+def _add_call(node: fx.Node) -> Call:
+    raw = _arguments(node, "input other")
+    a, b = raw["input"], raw["other"]
+    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)) or shape_of(a) != shape_of(b):
+        raise UnsupportedOperator("addition is supported between two tensors of the same shape")
+    if raw.get("alpha", 1) != 1:
+        raise UnsupportedOperator("addition with alpha is not supported")
+    return Call("add", (a, b))
+
+
+def _softmax_call(node: fx.Node, input: fx.Node, dim: Any) -> Call:
+    if len(shape_of(input)) != 1 or dim not in (1, -1):
+        raise UnsupportedOperator("softmax is supported over the features (dim=1) of a (N, features) tensor")
+    return Call("softmax", (input,))
+
+
+_TABLES: dict[type[nn.Module], str] = {
+    nn.Sigmoid: "sigmoid",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Tanh: "tanh",
+    nn.GELU: "gelu",
+    nn.ELU: "elu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Mish: "mish",
+    nn.Softplus: "softplus",
+}
+
+
+def _module_call(node: fx.Node, module: nn.Module) -> Call:
+    (input,) = node.args
+    assert isinstance(input, fx.Node)
+    path = str(node.target)
+    if isinstance(module, nn.Conv2d):
+        return Call("conv2d", (input,), _conv_attributes(module, shape_of(input)), path)
+    if isinstance(module, nn.Linear):
+        if len(shape_of(input)) != 1:
+            raise UnsupportedOperator(f"a linear layer reads (N, features), got a {len(shape_of(input)) + 1}-d tensor")
+        return Call("linear", (input,), {}, path)
+    if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+        return Call("batch_norm", (input,), {}, path)
+    if isinstance(module, nn.ReLU6) or (isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0, 6)):
+        return Call("relu6", (input,))
+    if isinstance(module, nn.ReLU):
+        return Call("relu", (input,))
+    for table_type, name in _TABLES.items():
+        if isinstance(module, table_type):
+            return Call("lookup", (input,), {"function": name}, path)
+    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+        kind = "max_pool2d" if isinstance(module, nn.MaxPool2d) else "avg_pool2d"
+        return _pool_call(kind, input, {k: v for k, v in vars(module).items() if not k.startswith("_")})
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return _adaptive_call("avg_pool2d", input, module.output_size)
+    if isinstance(module, nn.AdaptiveMaxPool2d):
+        return _adaptive_call("max_pool2d", input, module.output_size)
+    if isinstance(module, nn.Flatten):
+        return _flatten_call(node, input)
+    if isinstance(module, nn.Identity):
+        return Call("alias", (input,))
+    if isinstance(module, nn.Dropout | nn.Dropout2d):
+        return Call("dropout", (input,), {}, path)
+    if isinstance(module, nn.ZeroPad2d):
+        return _pad_call(input, {"pad": module.padding})
+    if isinstance(module, nn.Softmax):
+        return _softmax_call(node, input, module.dim)
+    raise UnsupportedOperator(f"modules of type {type(module).__name__} are not supported")
+
+
+def _lookup(name: str) -> Callable[[fx.Node], Call]:
+    return lambda node: Call("lookup", (node.args[0],), {"function": name})  # type: ignore[arg-type]
+
+
+def _unary(kind: str) -> Callable[[fx.Node], Call]:
+    return lambda node: Call(kind, (node.args[0] if node.args else node.kwargs["input"],))  # type: ignore[arg-type]
+
+
+_POOL_NAMES = {
+    "max_pool2d": "input kernel_size stride padding dilation ceil_mode return_indices",
+    "avg_pool2d": "input kernel_size stride padding ceil_mode count_include_pad divisor_override",
+}
+
+
+def _pool(kind: str) -> Callable[[fx.Node], Call]:
+    def call(node: fx.Node) -> Call:
+        raw = _arguments(node, _POOL_NAMES[kind])
+        return _pool_call(kind, raw["input"], raw)
+
+    return call
+
+
+def _adaptive(kind: str) -> Callable[[fx.Node], Call]:
+    def call(node: fx.Node) -> Call:
+        raw = _arguments(node, "input output_size")
+        return _adaptive_call(kind, raw["input"], raw["output_size"])
+
+    return call
+
+
+def _mean(node: fx.Node) -> Call:
+    return _mean_call(node, _arguments(node, "input dim keepdim"))
+
+
+def _flatten(node: fx.Node) -> Call:
+    return _flatten_call(node, node.args[0])  # type: ignore[arg-type]
+
+
+def _softmax(node: fx.Node) -> Call:
+    raw = _arguments(node, "input dim")
+    return _softmax_call(node, raw["input"], raw.get("dim"))
+
+
+_FUNCTIONS: dict[Any, Callable[[fx.Node], Call]] = {
+    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), _unary("relu")),
+    F.relu6: _unary("relu6"),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, "sigmoid"), _lookup("sigmoid")),
+    **dict.fromkeys((F.tanh, torch.tanh, "tanh"), _lookup("tanh")),
+    F.silu: _lookup("silu"),
+    F.hardswish: _lookup("hardswish"),
+    F.hardsigmoid: _lookup("hardsigmoid"),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _add_call),
+    torch.cat: lambda node: _concat_call(_arguments(node, "tensors dim")),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _pool("max_pool2d")),
+    F.avg_pool2d: _pool("avg_pool2d"),
+    F.adaptive_avg_pool2d: _adaptive("avg_pool2d"),
+    F.adaptive_max_pool2d: _adaptive("max_pool2d"),
+    **dict.fromkeys((torch.mean, "mean"), _mean),
+    **dict.fromkeys((torch.flatten, torch.reshape, "flatten", "view", "reshape"), _flatten),
+    F.pad: lambda node: _pad_call(node.args[0], _arguments(node, "input pad mode value")),  # type: ignore[arg-type]
+    **dict.fromkeys((F.softmax, torch.softmax, "softmax"), _softmax),
+    **dict.fromkeys(("contiguous", "clone"), _unary("alias")),
+    operator.getitem: lambda node: _slice_call(node, node.args[0], node.args[1]),  # type: ignore[arg-type]
+    F.dropout: lambda node: Call("dropout", (node.args[0],), {"p": _arguments(node, "input p").get("p", 0.5)}),  # type: ignore[arg-type]
+}
+
+
+def normalize(node: fx.Node, model: nn.Module) -> Call:
+    """The engine's view of a traced node.
+
+    Raises:
+        UnsupportedOperator: an operator, or a form of it, that the engine does not have; the message names the
+            node, the module it stands in and the construct.
+    """
+    try:
+        if node.op == "call_module":
+            return _module_call(node, model.get_submodule(str(node.target)))
+        if node.op in ("call_function", "call_method"):
+            convert = _FUNCTIONS.get(node.target)
+            if convert is not None:
+                return convert(node)
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+            raise UnsupportedOperator(f"operator {name} is not supported")
+        raise UnsupportedOperator(f"{node.op} of {node.target} is not supported: only computed tensors may be used")
+    except UnsupportedOperator as error:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        module = f" in module {stack[-1][0]!r} ({stack[-1][1]})" if stack else ""
+        raise UnsupportedOperator(f"node {node.name!r}{module}: {error}") from None
