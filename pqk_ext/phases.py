@@ -178,8 +178,10 @@ class PQKController(nn.Module):
                 for layer in self.layers():
                     layer.initialize_scale()
             return
-        for holder in (*self.layers(), *self._quantizers()):
-            holder.keep_scale_positive()
+        for layer in self.layers():
+            layer.keep_scale_positive()
+        for quantizer in self._quantizers():
+            quantizer.keep_scale_positive()
         if self.phase == 1 or not self.config.teacher:
             self._restore_unimportant()
         self._advance()

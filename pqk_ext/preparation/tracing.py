@@ -94,11 +94,11 @@ def _conv_attributes(module: nn.Conv2d, input_shape: tuple[int, ...]) -> dict[st
 
 def _pool_padding(size: list[int], attributes: dict[str, Any], ceil_mode: bool) -> list[int]:
     """Explicit top, left, bottom, right padding, such that rounding the output size down gives torch's size."""
-    result: list[int] = list(attributes["before"]) * 2
+    result = [int(v) for v in attributes["before"]] * 2
     if not ceil_mode:
         return result
     for axis in range(2):
-        kernel, stride, before = (attributes[n][axis] for n in ("kernel", "stride", "before"))
+        kernel, stride, before = (int(attributes[n][axis]) for n in ("kernel", "stride", "before"))
         span = attributes["dilation"][axis] * (kernel - 1) + 1
         steps = -(-(size[axis] + 2 * before - span) // stride)
         if steps * stride >= size[axis] + before:  # torch drops windows that start in the padding
