@@ -79,6 +79,8 @@ def speech_commands(
         others = [path for word, paths in sorted(clips.items()) if word not in keywords for path in paths]
         chosen = generator.permutation(len(others))[: round(unknown * count)]
         found += [(others[i], keywords.index(UNKNOWN)) for i in sorted(chosen)]
+    if count == 0:
+        raise DataError(root, f"clips of the keywords in split {split!r}", "none")
     x = [_features(front_end, [path for path, _ in found])]
     y = [label for _, label in found]
     if SILENCE in keywords and SILENCE not in clips and silence > 0:

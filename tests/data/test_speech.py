@@ -123,6 +123,12 @@ def test_missing_folders(folder: Path) -> None:
         data.speech_commands(folder, keywords=WORDS)
 
 
+def test_split_without_clips(folder: Path) -> None:
+    (folder / "validation_list.txt").write_text("")
+    with pytest.raises(DataError, match="expected clips of the keywords in split 'validation', got none"):
+        data.speech_commands(folder, "validation", keywords=WORDS)
+
+
 def test_bad_arguments(folder: Path) -> None:
     for arguments, message in (
         ({"split": "dev"}, "split: expected"),
