@@ -61,14 +61,7 @@ def speech_commands(
             another form. The message names the file and the byte, for a list the line.
     """
     root = Path(root)
-    if split not in ("train", "validation", "test", "all"):
-        raise ValueError(f"split: expected train, validation, test or all, got {split!r}")
-    if isinstance(features, str) and features not in FRONT_ENDS:
-        raise ValueError(f"features: expected one of {', '.join(FRONT_ENDS)}, got {features!r}")
-    if unknown < 0 or silence < 0:
-        raise ValueError(f"unknown, silence: expected at least 0, got {unknown} and {silence}")
-    if len(set(keywords)) != len(keywords) or not set(keywords) - {SILENCE, UNKNOWN}:
-        raise ValueError(f"keywords: expected different words, at least one, got {list(keywords)}")
+    _check_arguments(split, keywords, features, unknown, silence)
     front_end = FRONT_ENDS[features] if isinstance(features, str) else features
     generator = np.random.default_rng([seed, ("train", "validation", "test", "all").index(split)])
 
@@ -88,6 +81,17 @@ def speech_commands(
         x.append(_checked(front_end, noise))
         y += [keywords.index(SILENCE)] * len(noise)
     return TensorDataset(torch.from_numpy(np.concatenate(x)[:, None]), torch.tensor(y, dtype=torch.int64))
+
+
+def _check_arguments(split: str, keywords: Sequence[str], features: object, unknown: float, silence: float) -> None:
+    if split not in ("train", "validation", "test", "all"):
+        raise ValueError(f"split: expected train, validation, test or all, got {split!r}")
+    if isinstance(features, str) and features not in FRONT_ENDS:
+        raise ValueError(f"features: expected one of {', '.join(FRONT_ENDS)}, got {features!r}")
+    if unknown < 0 or silence < 0:
+        raise ValueError(f"unknown, silence: expected at least 0, got {unknown} and {silence}")
+    if len(set(keywords)) != len(keywords) or not set(keywords) - {SILENCE, UNKNOWN}:
+        raise ValueError(f"keywords: expected different words, at least one, got {list(keywords)}")
 
 
 def hashed_split(name: str) -> Literal["train", "validation", "test"]:
