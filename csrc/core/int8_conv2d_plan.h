@@ -2,10 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
 
 #include "core/int8_conv2d.h"
 #include "core/isa.h"
@@ -22,31 +18,29 @@ constexpr int64_t kOutTile = 16;
 //     is inputs 0 and 2, pair 1 inputs 1 and 3, as masking and shifting 16-bit lanes of the codes gives them.
 enum class WeightFormat { kQuads, kPairs };
 
-// 64-byte aligned, zero-filled memory.
-template <class T>
-class AlignedArray {
- public:
-  AlignedArray() = default;
-  explicit AlignedArray(int64_t count) : size_(count) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
-    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-    if (!data_) throw std::bad_alloc();
-    std::memset(static_cast<void*>(data_.get()), 0, bytes);
-  }
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-  int64_t size() const { return size_; }
-
- private:
-  struct Free {
-    void operator()(T* pointer) const { std::free(pointer); }
-  };
-  std::unique_ptr<T, Free> data_;
-  int64_t size_ = 0;
+// What turns sums into outputs; the arrays are in the order of the kernel's packed channels.
+struct Int8Epilogue {
+  const int32_t* compensation;  // -input_zero_point * sum of the channel's weights
+  const float* multiplier;
+  const float* bias;
+  int32_t quant_min, quant_max;
+  bool float_output;
+  bool has_residual;
+  float residual_multiplier;
+  int32_t residual_zero_point;
 };
 
-struct Int8ConvPlan {
+// The images of one run.
+struct Int8ConvImages {
+  Int8Image input;
+  const Int8Image* residual;
+  Int8Image output;
+  float* float_output;
+};
+
+struct Int8DirectPlan {
   Conv2dShape shape;
+  Int8Epilogue epilogue;
   // Per group: input and output channels, tiles of output channels. Packed constants of tile t of group g start
   // at (g * tiles + t) * kOutTile.
   int64_t group_in, group_out, tiles;
@@ -56,24 +50,36 @@ struct Int8ConvPlan {
   int64_t panel;
   int64_t tile_bytes;  // of one tile's blocks
   const uint8_t* weight;
-  const int32_t* compensation;  // -input_zero_point * sum of the channel's weights
-  const float* multiplier;
-  const float* bias;
-  float quant_min, quant_max;
-  bool float_output;
-  bool has_residual;
-  float residual_multiplier;
-  int32_t residual_zero_point;
 };
-
-using Int8ConvKernel = void(const Int8ConvPlan&, const Int8Image& input, const Int8Image* residual,
-                            const Int8Image& output, float* float_output, int64_t row_begin, int64_t row_end);
 struct Int8DirectFormat {
   WeightFormat weight;
   int64_t max_panel;
 };
+using Int8DirectKernel = void(const Int8DirectPlan&, const Int8ConvImages&, int64_t row_begin, int64_t row_end);
 using Int8DirectFormatOf = Int8DirectFormat();
-PQK_CPU_KERNEL(Int8ConvKernel, int8_direct_kernel)
+PQK_CPU_KERNEL(Int8DirectKernel, int8_direct_kernel)
 PQK_CPU_KERNEL(Int8DirectFormatOf, int8_direct_format)
+
+// Depthwise: one input and one output channel a group, kernel taps of a row as quads. Channels are packed in
+// blocks of `lanes` * 4: vector i (of 4), lane l is channel l / 4 * 16 + i * 4 + l % 4 of its block, the order
+// that interleaving the bytes of four pixels gives.
+struct Int8DepthwisePlan {
+  Conv2dShape shape;
+  Int8Epilogue epilogue;
+  int64_t blocks;
+  // Output pixels computed from the same interleaved pixels: 2 (neighbours) or 1. Their windows of four input
+  // pixels cover `span` pixels together.
+  int64_t outputs, windows, span;
+  const uint8_t* weight;  // [block][ky][window][output][vector]
+};
+struct Int8DepthwiseFormat {
+  WeightFormat weight;
+  int64_t lanes;  // 0: this instruction set has no such kernel
+};
+using Int8DepthwiseKernel = void(const Int8DepthwisePlan&, const Int8ConvImages&, int64_t row_begin,
+                                 int64_t row_end);
+using Int8DepthwiseFormatOf = Int8DepthwiseFormat();
+PQK_CPU_KERNEL(Int8DepthwiseKernel, int8_depthwise_kernel)
+PQK_CPU_KERNEL(Int8DepthwiseFormatOf, int8_depthwise_format)
 
 }  // namespace pqk

@@ -1,15 +1,9 @@
-// From int32 accumulators to codes or floats: the formulas of numerics.h on vectors. Only for int8_*_cpu.cpp;
-// everything here is local to the including file and its instruction set.
+// From int32 sums to codes or floats: the formulas of numerics.h on vectors. Only for int8_*_cpu.cpp.
 #pragma once
-
-#if defined(PQK_X86_64)
-#include <immintrin.h>
-#endif
 
 #include <cstring>
 
-#include "core/int8_conv2d_plan.h"
-#include "core/numerics.h"
+#include "core/int8_vector_cpu.h"
 
 #include "core/isa_begin.h"
 
@@ -22,128 +16,6 @@ struct OutputPixel {
   uint8_t* output;
 };
 
-#if PQK_ISA_LEVEL >= 2
-using Ints = __m512i;
-using Floats = __m512;
-inline Ints load_ints(const int32_t* p) { return _mm512_loadu_si512(p); }
-inline Ints load_codes(const uint8_t* p) {
-  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
-inline Ints set_ints(int32_t x) { return _mm512_set1_epi32(x); }
-inline Ints subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
-inline Ints round_to_ints(Floats a) { return _mm512_cvtps_epi32(a); }
-inline Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
-inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
-inline Floats set_floats(float x) { return _mm512_set1_ps(x); }
-inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
-inline Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
-inline Floats minimum(Floats a, Floats b) { return _mm512_min_ps(a, b); }
-inline void store_floats(float* p, Floats a) { _mm512_storeu_ps(p, a); }
-inline void store_ints(int32_t* p, Ints a) { _mm512_storeu_si512(p, a); }
-#elif PQK_ISA_LEVEL == 1
-using Ints = __m256i;
-using Floats = __m256;
-inline Ints load_ints(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-inline Ints load_codes(const uint8_t* p) {
-  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-}
-inline Ints set_ints(int32_t x) { return _mm256_set1_epi32(x); }
-inline Ints subtract(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
-inline Ints round_to_ints(Floats a) { return _mm256_cvtps_epi32(a); }
-inline Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
-inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
-inline Floats set_floats(float x) { return _mm256_set1_ps(x); }
-inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
-inline Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
-inline Floats minimum(Floats a, Floats b) { return _mm256_min_ps(a, b); }
-inline void store_floats(float* p, Floats a) { _mm256_storeu_ps(p, a); }
-inline void store_ints(int32_t* p, Ints a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
-#elif defined(PQK_X86_64)
-using Ints = __m128i;
-using Floats = __m128;
-inline Ints load_ints(const int32_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-inline Ints load_codes(const uint8_t* p) {
-  int32_t four;
-  memcpy(&four, p, 4);
-  const __m128i zero = _mm_setzero_si128();
-  return _mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128(four), zero), zero);
-}
-inline Ints set_ints(int32_t x) { return _mm_set1_epi32(x); }
-inline Ints subtract(Ints a, Ints b) { return _mm_sub_epi32(a, b); }
-inline Ints round_to_ints(Floats a) { return _mm_cvtps_epi32(a); }
-inline Floats to_floats(Ints a) { return _mm_cvtepi32_ps(a); }
-inline Floats load_floats(const float* p) { return _mm_loadu_ps(p); }
-inline Floats set_floats(float x) { return _mm_set1_ps(x); }
-inline Floats multiply(Floats a, Floats b) { return _mm_mul_ps(a, b); }
-inline Floats add(Floats a, Floats b) { return _mm_add_ps(a, b); }
-inline Floats minimum(Floats a, Floats b) { return _mm_min_ps(a, b); }
-inline void store_floats(float* p, Floats a) { _mm_storeu_ps(p, a); }
-inline void store_ints(int32_t* p, Ints a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), a); }
-#else
-// One lane: for processors without vectors of their own here, and as the plainest statement of the kernels.
-using Ints = int32_t;
-using Floats = float;
-inline Ints load_ints(const int32_t* p) { return *p; }
-inline Ints load_codes(const uint8_t* p) { return *p; }
-inline Ints set_ints(int32_t x) { return x; }
-inline Ints subtract(Ints a, Ints b) { return a - b; }
-inline Ints round_to_ints(Floats a) { return static_cast<int32_t>(rintf(a < -1.0f ? -1.0f : a)); }
-inline Floats to_floats(Ints a) { return static_cast<float>(a); }
-inline Floats load_floats(const float* p) { return *p; }
-inline Floats set_floats(float x) { return x; }
-inline Floats multiply(Floats a, Floats b) { return a * b; }
-inline Floats add(Floats a, Floats b) { return a + b; }
-inline Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
-inline void store_floats(float* p, Floats a) { *p = a; }
-inline void store_ints(int32_t* p, Ints a) { *p = a; }
-#endif
-
-constexpr int kLanes = sizeof(Ints) / sizeof(int32_t);
-constexpr int kVectors = kOutTile / kLanes;  // of one tile of output channels
-
-struct TileAccumulator {
-  Ints vector[kVectors];
-};
-
-#if defined(PQK_X86_64)
-using Codes = __m128i;  // 16 codes
-inline Codes set_codes(uint8_t x) { return _mm_set1_epi8(static_cast<char>(x)); }
-inline Codes maximum(Codes a, Codes b) { return _mm_max_epu8(a, b); }
-inline void store_codes(uint8_t* p, Codes a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), a); }
-
-// Saturates to 0..255.
-inline Codes pack(const TileAccumulator& a) {
-#if PQK_ISA_LEVEL >= 2
-  return _mm512_cvtusepi32_epi8(_mm512_max_epi32(a.vector[0], _mm512_setzero_si512()));
-#elif PQK_ISA_LEVEL == 1
-  const __m256i words =
-      _mm256_permute4x64_epi64(_mm256_packs_epi32(a.vector[0], a.vector[1]), _MM_SHUFFLE(3, 1, 2, 0));
-  return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-#else
-  return _mm_packus_epi16(_mm_packs_epi32(a.vector[0], a.vector[1]), _mm_packs_epi32(a.vector[2], a.vector[3]));
-#endif
-}
-#else
-struct Codes {
-  uint8_t code[kOutTile];
-};
-inline Codes set_codes(uint8_t x) {
-  Codes result;
-  memset(result.code, x, kOutTile);
-  return result;
-}
-inline Codes maximum(Codes a, const Codes& b) {
-  for (int i = 0; i < kOutTile; ++i) a.code[i] = a.code[i] < b.code[i] ? b.code[i] : a.code[i];
-  return a;
-}
-inline void store_codes(uint8_t* p, const Codes& a) { memcpy(p, a.code, kOutTile); }
-inline Codes pack(const TileAccumulator& a) {
-  Codes result;
-  for (int i = 0; i < kOutTile; ++i) result.code[i] = static_cast<uint8_t>(a.vector[i] < 0 ? 0 : a.vector[i]);
-  return result;
-}
-#endif
-
 // The constants of one tile of channels in registers: the compiler must take every store of codes for a change
 // of whatever lies in memory.
 template <bool HasResidual>
@@ -151,13 +23,13 @@ struct TileConstants {
   Floats multiplier[kVectors], bias[kVectors], high, residual_multiplier;
   Ints residual_zero_point;
 
-  TileConstants(const Int8ConvPlan& plan, int64_t constants)
-      : high(set_floats(plan.quant_max)),
-        residual_multiplier(set_floats(plan.residual_multiplier)),
-        residual_zero_point(set_ints(plan.residual_zero_point)) {
+  TileConstants(const Int8Epilogue& epilogue, int64_t constants)
+      : high(set_floats(static_cast<float>(epilogue.quant_max))),
+        residual_multiplier(set_floats(epilogue.residual_multiplier)),
+        residual_zero_point(set_ints(epilogue.residual_zero_point)) {
     for (int i = 0; i < kVectors; ++i) {
-      multiplier[i] = load_floats(plan.multiplier + constants + i * kLanes);
-      bias[i] = load_floats(plan.bias + constants + i * kLanes);
+      multiplier[i] = load_floats(epilogue.multiplier + constants + i * kLanes);
+      bias[i] = load_floats(epilogue.bias + constants + i * kLanes);
     }
   }
 
@@ -241,26 +113,26 @@ void store_codes(const TileConstants<HasResidual>& constants, Codes low, const T
 }
 
 template <bool HasResidual>
-void requantize_tile(const Int8ConvPlan& plan, int64_t constants, const TileSums& t,
+void requantize_tile(const Int8Epilogue& epilogue, int64_t constants, const TileSums& t,
                      const OutputPixel* output) {
-  const TileConstants<HasResidual> in_registers(plan, constants);
-  if (plan.float_output) {
+  const TileConstants<HasResidual> in_registers(epilogue, constants);
+  if (epilogue.float_output) {
     store_floats(in_registers, t, output);
   } else {
-    store_codes(in_registers, set_codes(static_cast<uint8_t>(plan.quant_min)), t, output);
+    store_codes(in_registers, set_codes(static_cast<uint8_t>(epilogue.quant_min)), t, output);
   }
 }
 
 // The sums of `pixels` pixels x `panel` tiles of channels, [pixel][tile][16], whose packed constants begin at
 // `constants`; only `channels` of these channels exist.
-inline void requantize(const Int8ConvPlan& plan, const int32_t* sums, int64_t pixels, int64_t panel,
+inline void requantize(const Int8Epilogue& epilogue, const int32_t* sums, int64_t pixels, int64_t panel,
                        int64_t constants, int64_t channels, const OutputPixel* output) {
   for (int64_t tile = 0; tile < panel; ++tile) {
     const int64_t first = tile * kOutTile;
     const int64_t exist = channels - first < kOutTile ? channels - first : kOutTile;
     const TileSums t{sums + first, panel * kOutTile, pixels, first, exist};
-    plan.has_residual ? requantize_tile<true>(plan, constants + first, t, output)
-                      : requantize_tile<false>(plan, constants + first, t, output);
+    epilogue.has_residual ? requantize_tile<true>(epilogue, constants + first, t, output)
+                          : requantize_tile<false>(epilogue, constants + first, t, output);
   }
 }
 

@@ -1,0 +1,79 @@
+#include <algorithm>
+
+#include "core/int8_packing.h"
+
+namespace pqk {
+namespace {
+
+class DirectConv2d final : public PackedConv2d {
+ public:
+  DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& constants);
+  void run(const Int8Image& input, const Int8Image* residual, const Int8Image& output, float* float_output,
+           int64_t row_begin, int64_t row_end) const override {
+    kernel_(plan_, {input, residual, output, float_output}, row_begin, row_end);
+  }
+  const char* kernel_name() const override { return "direct"; }
+
+ private:
+  void pack_weight(const int8_t* weight, WeightFormat format);
+
+  Int8DirectPlan plan_;
+  Int8DirectKernel* kernel_;
+  AlignedArray<uint8_t> weight_;
+  std::unique_ptr<PackedEpilogue> epilogue_;
+};
+
+// How many tiles of output channels to compute together. Two fill the registers best; four read each weight
+// less often when there are few pixels to share it.
+int64_t panel_tiles(const Int8DirectPlan& plan) {
+  return plan.shape.out_height * plan.shape.out_width <= 6 ? 4 : plan.tiles == 3 ? 3 : 2;
+}
+
+DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& constants)
+    : plan_{}, kernel_(active_int8_direct_kernel()) {
+  const Int8DirectFormat format = active_int8_direct_format()();
+  plan_.shape = shape;
+  plan_.group_in = shape.in_channels / shape.groups;
+  plan_.group_out = shape.out_channels / shape.groups;
+  plan_.tiles = (plan_.group_out + kOutTile - 1) / kOutTile;
+  plan_.tap_quads = (plan_.group_in + 3) / 4;
+  plan_.panel = std::min(format.max_panel, panel_tiles(plan_));
+  pack_weight(constants.weight, format.weight);
+  epilogue_ = std::make_unique<PackedEpilogue>(constants, shape.groups * plan_.tiles * kOutTile);
+  const int64_t fan_in = plan_.group_in * shape.kernel_height * shape.kernel_width;
+  for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
+    const int64_t group = channel / plan_.group_out;
+    epilogue_->set(constants, channel, fan_in, group * plan_.tiles * kOutTile + channel % plan_.group_out);
+  }
+  plan_.epilogue = epilogue_->get();
+}
+
+void DirectConv2d::pack_weight(const int8_t* weight, WeightFormat format) {
+  const Conv2dShape& s = plan_.shape;
+  const int64_t taps = s.kernel_height * s.kernel_width;
+  const int64_t block_bytes = kOutTile * 4 * weight_bytes(format);
+  plan_.tile_bytes = taps * plan_.tap_quads * block_bytes;
+  weight_ = AlignedArray<uint8_t>(s.groups * plan_.tiles * plan_.tile_bytes);
+  plan_.weight = weight_.data();
+  for (int64_t channel = 0; channel < s.out_channels; ++channel) {
+    const int64_t group = channel / plan_.group_out, in_group = channel % plan_.group_out;
+    const int64_t tile = in_group / kOutTile, first = tile / plan_.panel * plan_.panel;
+    const int64_t panel = std::min(plan_.panel, plan_.tiles - first);
+    uint8_t* base = weight_.data() + (group * plan_.tiles + first) * plan_.tile_bytes;
+    for (int64_t c = 0; c < plan_.group_in; ++c) {
+      const int8_t* source = weight + (channel * plan_.group_in + c) * taps;
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int64_t block = (tap * plan_.tap_quads + c / 4) * panel + tile - first;
+        store_weight(base + block * block_bytes, format, kOutTile, in_group % kOutTile, c % 4, source[tap]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<PackedConv2d> pack_direct(const Conv2dShape& shape, const Conv2dConstants& constants) {
+  return std::make_unique<DirectConv2d>(shape, constants);
+}
+
+}  // namespace pqk
