@@ -35,12 +35,16 @@ softmax             f32 (C,): e[c] = exp_nonpositive(x[c] - max x); e[c] / sum e
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["OPS", "Graph", "Node", "OpSchema", "Value"]
+
+
+# int, float (a float32 number) or list[int], as OPS says for each op.
+Attribute: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Node:
     name: str
     inputs: tuple[int, ...]
     value: Value
-    attributes: dict[str, Any] = field(default_factory=dict)  # int, float or list[int], as OPS says
+    attributes: dict[str, Attribute] = field(default_factory=dict)
     tensors: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
 
