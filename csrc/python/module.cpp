@@ -25,5 +25,6 @@ PYBIND11_MODULE(_core, module) {
   py::register_exception_translator(&translate_format_error);
   pqk::python::register_codec(module);
   pqk::python::register_csr(module);
+  pqk::python::register_engine(module);
   pqk::python::register_isa(module);
 }

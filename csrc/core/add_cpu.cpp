@@ -1,0 +1,36 @@
+#include "core/add.h"
+
+#include "core/numerics.h"
+
+#include "core/isa_begin.h"
+
+namespace {
+
+void add_run(const AddParams& p, const uint8_t* a, const uint8_t* b, uint8_t* out, int64_t count) {
+  const float low = static_cast<float>(p.quant_min), high = static_cast<float>(p.quant_max);
+  for (int64_t i = 0; i < count; ++i) {
+    const float first = static_cast<float>(a[i] - p.zero_point_a) * p.multiplier_a;
+    const float second = static_cast<float>(b[i] - p.zero_point_b) * p.multiplier_b;
+    const float sum = first + second;
+    out[i] = to_code(sum + p.bias, low, high);
+  }
+}
+
+}  // namespace
+
+void add_kernel(const AddParams& p, const Int8Image& a, const Int8Image& b, const Int8Image& output,
+                int64_t row_begin, int64_t row_end) {
+  // Bytes between pixels may hold anything, so rows of equal layout are one run.
+  const bool whole_rows = a.pixel_stride == b.pixel_stride && a.pixel_stride == output.pixel_stride &&
+                          output.pixel_stride == int8_pixel_stride(p.channels);
+  const int64_t runs = whole_rows ? 1 : p.width;
+  const int64_t length = whole_rows ? p.width * output.pixel_stride : p.channels;
+  for (int64_t y = row_begin; y < row_end; ++y) {
+    for (int64_t x = 0; x < runs; ++x) {
+      add_run(p, a.data + y * a.row_stride + x * a.pixel_stride, b.data + y * b.row_stride + x * b.pixel_stride,
+              output.data + y * output.row_stride + x * output.pixel_stride, length);
+    }
+  }
+}
+
+#include "core/isa_end.h"

@@ -1,0 +1,154 @@
+#include "core/engine/execute.h"
+
+#include <algorithm>
+#include <chrono>
+#include <new>
+
+namespace pqk::engine {
+namespace {
+
+// Keeps the smaller of two indices of a NaN, where -1 is none.
+int64_t first_of(int64_t a, int64_t b) { return a < 0 ? b : (b < 0 ? a : std::min(a, b)); }
+
+void lower(std::atomic<int64_t>& first, int64_t index) {
+  int64_t seen = first.load();
+  while (first_of(seen, index) != seen && !first.compare_exchange_weak(seen, first_of(seen, index))) {
+  }
+}
+
+}  // namespace
+
+// The arena of one image.
+class Engine::Workspace {
+ public:
+  explicit Workspace(const Plan& plan)
+      : arena_(static_cast<uint8_t*>(
+            ::operator new(static_cast<size_t>(plan.arena_bytes()), std::align_val_t{kAlignment}))) {
+    plan.prepare(arena_);
+  }
+  ~Workspace() { ::operator delete(arena_, std::align_val_t{kAlignment}); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  uint8_t* arena() const { return arena_; }
+
+ private:
+  static constexpr size_t kAlignment = 4096;
+  uint8_t* arena_;
+};
+
+// A workspace for the duration of a call.
+class Engine::Lease {
+ public:
+  explicit Lease(const Engine& engine) : engine_(&engine), workspace_(engine.acquire()) {}
+  ~Lease() {
+    if (workspace_ != nullptr) engine_->release(std::move(workspace_));
+  }
+  Lease(Lease&&) = default;
+  Workspace& operator*() const { return *workspace_; }
+
+ private:
+  const Engine* engine_;
+  std::unique_ptr<Workspace> workspace_;
+};
+
+Engine::Engine(const Graph& graph, int num_threads) : plan_(graph), pool_(num_threads) {}
+
+Engine::~Engine() {
+  for (std::atomic<Workspace*>& slot : idle_) delete slot.load();
+}
+
+std::unique_ptr<Engine::Workspace> Engine::acquire() const {
+  for (std::atomic<Workspace*>& slot : idle_) {
+    if (slot.load(std::memory_order_relaxed) == nullptr) continue;
+    if (Workspace* workspace = slot.exchange(nullptr, std::memory_order_acquire)) {
+      return std::unique_ptr<Workspace>(workspace);
+    }
+  }
+  return std::make_unique<Workspace>(plan_);
+}
+
+void Engine::release(std::unique_ptr<Workspace> workspace) const {
+  for (std::atomic<Workspace*>& slot : idle_) {
+    Workspace* expected = nullptr;
+    if (slot.compare_exchange_strong(expected, workspace.get(), std::memory_order_release,
+                                     std::memory_order_relaxed)) {
+      workspace.release();
+      return;
+    }
+  }
+}
+
+int64_t Engine::run(const float* input, float* output, int64_t batch) const {
+  if (batch <= 0) return -1;
+  if (num_threads() > 1) {
+    return batch >= num_threads() ? run_images_parallel(input, output, batch)
+                                  : run_rows_parallel(input, output, batch);
+  }
+  const Lease lease(*this);
+  return run_images(input, output, 0, batch, *lease);
+}
+
+int64_t Engine::run_images(const float* input, float* output, int64_t begin, int64_t end,
+                           Workspace& workspace) const {
+  for (int64_t image = begin; image < end; ++image) {
+    const Frame frame{workspace.arena(), input + image * plan_.input_numel(),
+                      output + image * plan_.output_numel()};
+    for (const std::unique_ptr<Step>& step : plan_.steps()) {
+      const int64_t nan = step->run(frame, 0, step->rows);
+      if (nan >= 0) return image * plan_.input_numel() + nan;
+    }
+  }
+  return -1;
+}
+
+// Whole images to each thread: nothing to wait for but the end.
+int64_t Engine::run_images_parallel(const float* input, float* output, int64_t batch) const {
+  const int64_t pieces = num_threads();
+  std::vector<Lease> leases;
+  leases.reserve(static_cast<size_t>(pieces));
+  for (int64_t i = 0; i < pieces; ++i) leases.emplace_back(*this);
+  std::atomic<int64_t> first_nan{-1};
+  pool_(pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t from = piece * batch / pieces, to = (piece + 1) * batch / pieces;
+      lower(first_nan, run_images(input, output, from, to, *leases[static_cast<size_t>(piece)]));
+    }
+  });
+  return first_nan;
+}
+
+// One image after the other, the rows of its large layers spread over the threads.
+int64_t Engine::run_rows_parallel(const float* input, float* output, int64_t batch) const {
+  const Lease lease(*this);
+  for (int64_t image = 0; image < batch; ++image) {
+    const Frame frame{(*lease).arena(), input + image * plan_.input_numel(),
+                      output + image * plan_.output_numel()};
+    for (const std::unique_ptr<Step>& step : plan_.steps()) {
+      std::atomic<int64_t> first_nan{-1};
+      pool_(step->rows, step->grain,
+            [&](int64_t begin, int64_t end) { lower(first_nan, step->run(frame, begin, end)); });
+      if (first_nan >= 0) return image * plan_.input_numel() + first_nan;
+    }
+  }
+  return -1;
+}
+
+std::vector<double> Engine::profile(const float* input, int repeats) const {
+  using Clock = std::chrono::steady_clock;
+  std::vector<float> output(static_cast<size_t>(plan_.output_numel()));
+  std::vector<double> least(plan_.steps().size(), 1e30);
+  const Lease lease(*this);
+  const Frame frame{(*lease).arena(), input, output.data()};
+  for (int i = 0; i < repeats; ++i) {
+    for (size_t s = 0; s < least.size(); ++s) {
+      const Step& step = *plan_.steps()[s];
+      const Clock::time_point start = Clock::now();
+      step.run(frame, 0, step.rows);
+      least[s] = std::min(least[s], std::chrono::duration<double>(Clock::now() - start).count());
+    }
+  }
+  return least;
+}
+
+}  // namespace pqk::engine

@@ -1,0 +1,131 @@
+// The integer graph of a .pqk file, checked. pqk_ext/runtime/graph.py states what every operator computes.
+//
+// A Graph is made from RawNodes, which hold whatever came from outside; everything the engine later relies on is
+// checked on the way, and what breaks a rule throws pqk::FormatError with one of the codes E_ENUM, E_GRAPH_REF,
+// E_GRAPH_ATTR, E_GRAPH_SHAPE, E_QPARAM, E_BOMB and a field such as "nodes[3] 'layer1.conv'.stride".
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace pqk::engine {
+
+// In the order of their numbers in OPS of graph.py.
+enum class Op {
+  kQuantize,
+  kConv2d,
+  kLinear,
+  kAdd,
+  kConcat,
+  kAffine,
+  kLookup,
+  kMaxPool2d,
+  kAvgPool2d,
+  kAdaptiveAvgPool2d,
+  kFlatten,
+  kSlice,
+  kPad,
+  kDequantize,
+  kSoftmax,
+};
+
+enum class DType { kU8, kF32 };
+
+// What came from outside, unchecked. Pointers stay valid until the Plan is made.
+struct RawTensor {
+  std::string dtype;  // "i8", "u8", "f32"
+  std::vector<int64_t> shape;
+  const void* data;
+};
+using RawAttribute = std::variant<int64_t, double, std::vector<int64_t>>;
+struct RawValue {
+  std::vector<int64_t> shape;
+  std::string dtype;
+  bool has_scale = false, has_zero_point = false;
+  double scale = 0;
+  int64_t zero_point = 0;
+};
+struct RawNode {
+  std::string op, name;
+  std::vector<int64_t> inputs;
+  RawValue value;
+  std::map<std::string, RawAttribute> attributes;
+  std::map<std::string, RawTensor> tensors;
+};
+
+// A checked value, shape (C, H, W), or (C,) as channels x 1 x 1 with rank 1.
+struct Value {
+  DType dtype = DType::kF32;
+  int rank = 3;
+  int64_t channels = 1, height = 1, width = 1;
+  bool has_qparams = false;
+  float scale = 0;
+  int32_t zero_point = 0;
+
+  int64_t pixels() const { return height * width; }
+  int64_t numel() const { return channels * pixels(); }
+};
+
+// All attributes that operators have; a node uses those of its operator.
+struct Attributes {
+  int64_t stride[2] = {1, 1};
+  int64_t padding[4] = {};  // top, left, bottom, right
+  int64_t dilation[2] = {1, 1};
+  int64_t kernel[2] = {1, 1};
+  int64_t output_size[2] = {1, 1};
+  int64_t start[3] = {}, stop[3] = {}, step[3] = {1, 1, 1};
+  int64_t before[3] = {}, after[3] = {};
+  int64_t groups = 1;
+  int64_t count_include_pad = 0;
+  int64_t quant_min = 0, quant_max = 255;
+  float multiplier = 0, bias = 0;
+  float multiplier_a = 0, multiplier_b = 0;
+  float residual_multiplier = 0;
+};
+
+struct Node {
+  Op op;
+  std::string name;
+  std::vector<int> inputs;
+  Value value;
+  Attributes attributes;
+  const int8_t* weight = nullptr;       // conv2d [O, I / groups, KH, KW], linear [O, I]
+  const float* multiplier = nullptr;    // conv2d, linear, affine: [C]
+  const float* bias = nullptr;          // conv2d, linear, affine: [C]
+  const uint8_t* zero_point = nullptr;  // affine: [C]
+  const uint8_t* table = nullptr;       // lookup: [256]
+};
+
+struct Limits {
+  // Of one image, all buffers together: a graph that needs more is refused before anything is allocated.
+  int64_t activation_bytes = int64_t{1} << 30;
+};
+
+class Graph {
+ public:
+  Graph(const RawValue& input, const Limits& limits);
+  // Checks the node and appends it; its value gets index nodes().size().
+  void add(const RawNode& raw);
+  // Call after the last node: the output must be float32.
+  void finish() const;
+
+  const Value& value(int index) const { return index == 0 ? input_ : nodes_[index - 1].value; }
+  const std::vector<Node>& nodes() const { return nodes_; }
+  const Value& input() const { return input_; }
+  const Value& output() const { return nodes_.back().value; }
+  const Limits& limits() const { return limits_; }
+
+ private:
+  Value input_;
+  std::vector<Node> nodes_;
+  Limits limits_;
+};
+
+const char* op_name(Op op);
+// "nodes[3] 'layer1.conv'"
+std::string node_label(size_t index, const std::string& name);
+
+}  // namespace pqk::engine

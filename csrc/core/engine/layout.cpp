@@ -1,0 +1,165 @@
+#include "core/engine/layout.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace pqk::engine {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kSlack = 64;  // readable bytes before and after an image, which int8 kernels ask for
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+int64_t checked_product(int64_t a, int64_t b) {
+  int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
+}  // namespace
+
+Layout::Layout(const Graph& graph) : graph_(graph) {
+  const size_t values = graph.nodes().size() + 1;
+  root_.resize(values);
+  last_use_.assign(values, 0);
+  borders_.resize(values);
+  images_.resize(values);
+  floats_.resize(values);
+  find_views();
+  find_borders_and_uses();
+  const Value& input = graph.input();
+  floats_[0] = {FloatSlot::Memory::kInput, 0, input.pixels(), input.width, 1};
+  for (int value = 1; value < static_cast<int>(values); ++value) {
+    if (!is_view(value)) place(value);
+  }
+  arena_bytes_ = round_up(arena_bytes_ + kSlack, kAlignment);
+}
+
+// A flatten needs no copy when the order of its elements in memory is right, or when only linear layers read it:
+// these take the image itself, as convolutions with a kernel of the image's size.
+bool Layout::flatten_is_view(const Node& node, int value) const {
+  const int input = node.inputs[0];
+  const bool last = value == static_cast<int>(graph_.nodes().size());
+  if (node.value.dtype == DType::kF32) {
+    return root_[input] == 0 ? !last : graph_.value(input).pixels() == 1;
+  }
+  return graph_.value(input).pixels() == 1 || only_linear_[value];
+}
+
+void Layout::find_views() {
+  only_linear_.assign(root_.size(), true);
+  for (const Node& node : graph_.nodes()) {
+    for (size_t slot = 0; slot < node.inputs.size(); ++slot) {
+      if (node.op != Op::kLinear || slot != 0) only_linear_[node.inputs[slot]] = false;
+    }
+  }
+  root_[0] = 0;
+  for (int value = 1; value < static_cast<int>(root_.size()); ++value) {
+    const Node& node = graph_.nodes()[value - 1];
+    const bool view = node.op == Op::kFlatten && flatten_is_view(node, value);
+    root_[value] = view ? root_[node.inputs[0]] : value;
+  }
+}
+
+void Layout::find_borders_and_uses() {
+  for (int index = 0; index < static_cast<int>(graph_.nodes().size()); ++index) {
+    const Node& node = graph_.nodes()[index];
+    for (const int input : node.inputs) last_use_[root_[input]] = index;
+    if (node.op != Op::kConv2d) continue;
+    Border& border = borders_[root_[node.inputs[0]]];
+    const int64_t* padding = node.attributes.padding;
+    border.top = std::max(border.top, padding[0]);
+    border.left = std::max(border.left, padding[1]);
+    border.bottom = std::max(border.bottom, padding[2]);
+    border.right = std::max(border.right, padding[3]);
+  }
+  last_use_[root_.back()] = static_cast<int>(graph_.nodes().size());
+}
+
+void Layout::place(int value) {
+  if (graph_.value(value).dtype == DType::kF32) {
+    place_floats(value);
+  } else {
+    place_image(value);
+  }
+}
+
+void Layout::place_floats(int value) {
+  const Value& shape = graph_.value(value);
+  FloatSlot& slot = floats_[value];
+  slot.channel_stride = 1;
+  slot.row_stride = shape.width * shape.channels;
+  slot.pixel_stride = shape.channels;
+  if (root_.back() == value) {
+    // A convolution writes dense NHWC only.
+    reorders_output_ = graph_.nodes()[value - 1].op == Op::kConv2d && shape.pixels() > 1;
+    if (!reorders_output_) {
+      slot = {FloatSlot::Memory::kOutput, 0, shape.pixels(), shape.width, 1};
+      return;
+    }
+  }
+  Buffer buffer{};
+  buffer.bytes = 4 * shape.numel();
+  slot.offset = allocate(buffer, value).offset;
+}
+
+void Layout::place_image(int value) {
+  const Value& shape = graph_.value(value);
+  Buffer buffer{};
+  buffer.border = borders_[value];
+  buffer.height = shape.height;
+  buffer.width = shape.width;
+  buffer.pixel_stride = int8_pixel_stride(shape.channels);
+  buffer.zero_point = shape.zero_point;
+  const Border& border = buffer.border;
+  buffer.slot.pixel_stride = buffer.pixel_stride;
+  buffer.slot.row_stride =
+      checked_product(shape.width + border.left + border.right, buffer.pixel_stride);
+  buffer.bytes = checked_product(shape.height + border.top + border.bottom, buffer.slot.row_stride);
+  images_[value] = allocate(buffer, value);
+}
+
+// Takes the buffer of the same kind that was freed last, which is most likely still in the cache, or a new one.
+ImageSlot Layout::allocate(Buffer wanted, int value) {
+  const int node = value - 1;
+  const auto same = [](const Buffer& a, const Buffer& b) {
+    return a.bytes == b.bytes && a.zero_point == b.zero_point && a.height == b.height && a.width == b.width &&
+           a.pixel_stride == b.pixel_stride && a.border.top == b.border.top && a.border.left == b.border.left &&
+           a.border.bottom == b.border.bottom && a.border.right == b.border.right;
+  };
+  wanted.free_from = last_use_[value] + 1;
+  Buffer* best = nullptr;
+  for (Buffer& buffer : buffers_) {
+    if (buffer.free_from > node || !same(buffer, wanted)) continue;
+    if (best == nullptr || buffer.free_from > best->free_from) best = &buffer;
+  }
+  if (best != nullptr) {
+    best->free_from = std::max(wanted.free_from, node + 1);
+    return best->slot;
+  }
+  wanted.free_from = std::max(wanted.free_from, node + 1);
+  const int64_t limit = graph_.limits().activation_bytes;
+  if (wanted.bytes > limit || arena_bytes_ + wanted.bytes > limit) {
+    throw FormatError("E_BOMB", node_label(static_cast<size_t>(node), graph_.nodes()[node].name), -1,
+                      "activations of at most " + std::to_string(limit) + " bytes in all", "more");
+  }
+  const int64_t before = wanted.border.top * wanted.slot.row_stride + wanted.border.left * wanted.slot.pixel_stride;
+  wanted.slot.offset = round_up(arena_bytes_ + kSlack + before, kAlignment);
+  const int64_t begin = wanted.slot.offset - before;
+  fills_.push_back({begin, wanted.bytes, static_cast<uint8_t>(wanted.zero_point)});
+  arena_bytes_ = begin + wanted.bytes;
+  buffers_.push_back(wanted);
+  return wanted.slot;
+}
+
+FloatSlot Layout::floats(int value) const {
+  FloatSlot slot = floats_[root_[value]];
+  if (is_view(value)) {
+    slot.channel_stride = 1;
+    slot.row_stride = slot.pixel_stride = graph_.value(value).channels;
+  }
+  return slot;
+}
+
+}  // namespace pqk::engine

@@ -1,0 +1,104 @@
+// Where every value of a graph lies while one image is computed.
+//
+// Codes are NHWC images in one block of memory (the arena), each with the border that its convolutions read,
+// filled with the zero point once: nothing ever writes there. Values of the same geometry and zero point take turns
+// in a buffer. float32 values are dense NHWC in the arena, but for the graph's input and output, which lie with
+// the caller as NCHW.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/engine/graph.h"
+#include "core/int8_conv2d.h"
+#include "core/quantize_image.h"
+
+namespace pqk::engine {
+
+// The memory of one image on its way through the graph.
+struct Frame {
+  uint8_t* arena;
+  const float* input;
+  float* output;
+};
+
+struct ImageSlot {
+  int64_t offset = 0;  // of pixel (0, 0) in the arena
+  int64_t row_stride = 0, pixel_stride = 0;
+
+  Int8Image at(const Frame& frame) const { return {frame.arena + offset, row_stride, pixel_stride}; }
+};
+
+struct FloatSlot {
+  enum class Memory { kArena, kInput, kOutput };
+  Memory memory = Memory::kArena;
+  int64_t offset = 0;  // in the arena, in bytes
+  int64_t channel_stride = 1, row_stride = 0, pixel_stride = 0;
+
+  FloatImage at(const Frame& frame) const {
+    float* data = memory == Memory::kOutput ? frame.output : reinterpret_cast<float*>(frame.arena + offset);
+    return {data, channel_stride, row_stride, pixel_stride};
+  }
+  ConstFloatImage read(const Frame& frame) const {
+    const float* data = memory == Memory::kInput ? frame.input : at(frame).data;
+    return {data, channel_stride, row_stride, pixel_stride};
+  }
+};
+
+// Bytes of the arena that hold `value` before the first image.
+struct Fill {
+  int64_t offset, bytes;
+  uint8_t value;
+};
+
+class Layout {
+ public:
+  // Throws FormatError E_BOMB, naming the node, when the arena would exceed the graph's limit.
+  explicit Layout(const Graph& graph);
+
+  const ImageSlot& image(int value) const { return images_[root_[value]]; }
+  FloatSlot floats(int value) const;
+  // A flatten that costs nothing: its value is its input's memory, seen otherwise.
+  bool is_view(int value) const { return root_[value] != value; }
+  // The (C, H, W) value behind a view, or the value itself.
+  int source(int value) const { return root_[value]; }
+  // The output was computed as dense NHWC and has to be put in NCHW order at the end.
+  bool reorders_output() const { return reorders_output_; }
+  int64_t arena_bytes() const { return arena_bytes_; }
+  const std::vector<Fill>& fills() const { return fills_; }
+
+ private:
+  struct Border {
+    int64_t top = 0, left = 0, bottom = 0, right = 0;
+  };
+  struct Buffer {
+    Border border;
+    int64_t height, width, pixel_stride;  // 0 x 0 for float32 values, which have bytes only
+    int64_t bytes;
+    int zero_point;
+    ImageSlot slot;
+    int free_from;  // node index
+  };
+
+  void find_views();
+  void find_borders_and_uses();
+  void place(int value);
+  void place_floats(int value);
+  void place_image(int value);
+  ImageSlot allocate(Buffer wanted, int value);
+  bool flatten_is_view(const Node& node, int value) const;
+
+  const Graph& graph_;
+  std::vector<int> root_;
+  std::vector<bool> only_linear_;  // read by linear layers only
+  std::vector<int> last_use_;      // of a root, node index
+  std::vector<Border> borders_;
+  std::vector<ImageSlot> images_;
+  std::vector<FloatSlot> floats_;
+  std::vector<Buffer> buffers_;
+  std::vector<Fill> fills_;
+  int64_t arena_bytes_ = 0;
+  bool reorders_output_ = false;
+};
+
+}  // namespace pqk::engine

@@ -1,0 +1,55 @@
+#include "core/engine/plan.h"
+
+#include <cstring>
+
+#include "core/isa.h"
+
+namespace pqk::engine {
+
+namespace {
+
+std::unique_ptr<Step> make_step(const StepContext& context) {
+  switch (context.node.op) {
+    case Op::kConv2d:
+    case Op::kLinear:
+      return make_conv_step(context);
+    case Op::kMaxPool2d:
+    case Op::kAvgPool2d:
+    case Op::kAdaptiveAvgPool2d:
+      return make_pool_step(context);
+    case Op::kConcat:
+    case Op::kFlatten:
+    case Op::kSlice:
+    case Op::kPad:
+      return make_move_step(context);
+    default:
+      return make_map_step(context);
+  }
+}
+
+}  // namespace
+
+Plan::Plan(const Graph& graph)
+    : input_numel_(graph.input().numel()), output_numel_(graph.output().numel()), isa_(isa_name(active_isa())) {
+  const Layout layout(graph);
+  const int values = static_cast<int>(graph.nodes().size());
+  for (int value = 1; value <= values; ++value) {
+    if (layout.is_view(value)) continue;
+    const Node& node = graph.nodes()[value - 1];
+    steps_.push_back(make_step({graph, layout, node, value}));
+    infos_.push_back({node.name, steps_.back()->kernel_name()});
+  }
+  if (layout.reorders_output()) {
+    steps_.push_back(make_output_step({graph, layout, graph.nodes().back(), values}));
+    infos_.push_back({"output", steps_.back()->kernel_name()});
+  }
+  fills_ = layout.fills();
+  arena_bytes_ = layout.arena_bytes();
+}
+
+void Plan::prepare(uint8_t* arena) const {
+  std::memset(arena, 0, static_cast<size_t>(arena_bytes_));
+  for (const Fill& fill : fills_) std::memset(arena + fill.offset, fill.value, static_cast<size_t>(fill.bytes));
+}
+
+}  // namespace pqk::engine

@@ -1,0 +1,82 @@
+// The computation of a graph as a flat list: one Step per node that has something to do.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "core/engine/graph.h"
+#include "core/engine/layout.h"
+
+namespace pqk::engine {
+
+class Step {
+ public:
+  explicit Step(const char* kernel) : kernel_(kernel) {}
+  virtual ~Step() = default;
+  // Computes rows [begin, end) of the output. Returns -1, or the index of the first NaN in the graph's input.
+  virtual int64_t run(const Frame& frame, int64_t begin, int64_t end) const = 0;
+  const char* kernel_name() const { return kernel_; }
+
+  int64_t rows = 1;
+  int64_t grain = 1;  // fewest rows that are worth a thread
+
+ private:
+  const char* kernel_;
+};
+
+// Work below which a second thread costs more than it saves, in multiply-adds and in bytes.
+inline constexpr int64_t kProductsPerThread = 400000;
+inline constexpr int64_t kBytesPerThread = 65536;
+
+// A Step from a function of (frame, row begin, row end) that owns what it needs.
+template <class Body>
+std::unique_ptr<Step> step_of(const char* kernel, int64_t rows, int64_t work, int64_t work_per_thread, Body body) {
+  class BodyStep final : public Step {
+   public:
+    BodyStep(const char* kernel, Body body) : Step(kernel), body_(std::move(body)) {}
+    int64_t run(const Frame& frame, int64_t begin, int64_t end) const override {
+      if constexpr (std::is_void_v<decltype(body_(frame, begin, end))>) {
+        body_(frame, begin, end);
+        return -1;
+      } else {
+        return body_(frame, begin, end);
+      }
+    }
+
+   private:
+    Body body_;
+  };
+  auto step = std::make_unique<BodyStep>(kernel, std::move(body));
+  step->rows = rows;
+  step->grain = std::clamp<int64_t>(work_per_thread / std::max<int64_t>(1, work / rows), 1, rows);
+  return step;
+}
+
+// What a step is made from. Steps copy what they need: the graph's constants do not outlive planning.
+struct StepContext {
+  const Graph& graph;
+  const Layout& layout;
+  const Node& node;
+  int value;  // the node's
+
+  const Value& in(size_t slot = 0) const { return graph.value(node.inputs[slot]); }
+  const Value& out() const { return node.value; }
+  ImageSlot in_image(size_t slot = 0) const { return layout.image(node.inputs[slot]); }
+  ImageSlot out_image() const { return layout.image(value); }
+  FloatSlot in_floats() const { return layout.floats(node.inputs[0]); }
+  FloatSlot out_floats() const { return layout.floats(value); }
+  int32_t quant_min() const { return static_cast<int32_t>(node.attributes.quant_min); }
+  int32_t quant_max() const { return static_cast<int32_t>(node.attributes.quant_max); }
+};
+
+// Kernels are those of the instruction set in use now.
+std::unique_ptr<Step> make_conv_step(const StepContext& context);  // conv2d and linear
+std::unique_ptr<Step> make_map_step(const StepContext& context);   // quantize, add, affine, lookup, dequantize, softmax
+std::unique_ptr<Step> make_pool_step(const StepContext& context);  // the three pools
+std::unique_ptr<Step> make_move_step(const StepContext& context);  // concat, flatten, slice, pad
+// Puts the dense NHWC output in NCHW order.
+std::unique_ptr<Step> make_output_step(const StepContext& context);
+
+}  // namespace pqk::engine

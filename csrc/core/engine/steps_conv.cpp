@@ -1,0 +1,96 @@
+#include "core/engine/steps.h"
+#include "core/int8_conv2d.h"
+
+namespace pqk::engine {
+namespace {
+
+// A linear layer is a convolution whose kernel is the whole image: 1 x 1, or what was flattened. Its weight
+// columns, C slowest, are then the weight of that convolution as they are.
+Conv2dShape linear_shape(const Value& in, const Node& node) {
+  Conv2dShape shape{};
+  shape.in_channels = in.channels;
+  shape.in_height = shape.kernel_height = in.height;
+  shape.in_width = shape.kernel_width = in.width;
+  shape.out_channels = node.value.channels;
+  shape.out_height = shape.out_width = 1;
+  shape.stride_height = shape.stride_width = 1;
+  shape.dilation_height = shape.dilation_width = 1;
+  shape.groups = 1;
+  return shape;
+}
+
+Conv2dShape conv_shape(const Value& in, const Node& node) {
+  const Attributes& a = node.attributes;
+  Conv2dShape shape{};
+  shape.in_channels = in.channels;
+  shape.in_height = in.height;
+  shape.in_width = in.width;
+  shape.out_channels = node.value.channels;
+  shape.out_height = node.value.height;
+  shape.out_width = node.value.width;
+  shape.kernel_height = a.kernel[0];
+  shape.kernel_width = a.kernel[1];
+  shape.stride_height = a.stride[0];
+  shape.stride_width = a.stride[1];
+  shape.dilation_height = a.dilation[0];
+  shape.dilation_width = a.dilation[1];
+  shape.groups = a.groups;
+  shape.pad_top = a.padding[0];
+  shape.pad_left = a.padding[1];
+  shape.pad_bottom = a.padding[2];
+  shape.pad_right = a.padding[3];
+  return shape;
+}
+
+Conv2dConstants constants_of(const StepContext& context) {
+  const Node& node = context.node;
+  Conv2dConstants constants{};
+  constants.weight = node.weight;
+  constants.multiplier = node.multiplier;
+  constants.bias = node.bias;
+  constants.input_zero_point = context.in().zero_point;
+  constants.quant_min = context.quant_min();
+  constants.quant_max = context.quant_max();
+  constants.float_output = node.value.dtype == DType::kF32;
+  constants.has_residual = node.inputs.size() == 2;
+  if (constants.has_residual) {
+    constants.residual_multiplier = node.attributes.residual_multiplier;
+    constants.residual_zero_point = context.in(1).zero_point;
+  }
+  return constants;
+}
+
+}  // namespace
+
+std::unique_ptr<Step> make_conv_step(const StepContext& context) {
+  const Node& node = context.node;
+  const Value& in = context.graph.value(context.layout.source(node.inputs[0]));
+  const Conv2dShape shape = node.op == Op::kConv2d ? conv_shape(in, node) : linear_shape(in, node);
+  std::unique_ptr<PackedConv2d> packed = pack_conv2d(shape, constants_of(context));
+  const char* const kernel = packed->kernel_name();
+  const int64_t products =
+      node.value.numel() * (shape.in_channels / shape.groups) * shape.kernel_height * shape.kernel_width;
+  const ImageSlot input = context.in_image();
+  if (node.value.dtype == DType::kF32) {
+    return step_of(kernel, shape.out_height, products, kProductsPerThread,
+                   [packed = std::move(packed), input, output = context.out_floats()](
+                       const Frame& frame, int64_t begin, int64_t end) {
+                     packed->run(input.at(frame), nullptr, {}, output.at(frame).data, begin, end);
+                   });
+  }
+  const ImageSlot output = context.out_image();
+  if (node.inputs.size() == 1) {
+    return step_of(kernel, shape.out_height, products, kProductsPerThread,
+                   [packed = std::move(packed), input, output](const Frame& frame, int64_t begin, int64_t end) {
+                     packed->run(input.at(frame), nullptr, output.at(frame), nullptr, begin, end);
+                   });
+  }
+  return step_of(kernel, shape.out_height, products, kProductsPerThread,
+                 [packed = std::move(packed), input, residual_slot = context.in_image(1), output](
+                     const Frame& frame, int64_t begin, int64_t end) {
+                   const Int8Image residual = residual_slot.at(frame);
+                   packed->run(input.at(frame), &residual, output.at(frame), nullptr, begin, end);
+                 });
+}
+
+}  // namespace pqk::engine
