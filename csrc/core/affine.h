@@ -14,8 +14,8 @@ struct AffineParams {
   int32_t quant_min, quant_max;
 };
 
-using AffineKernel = void(const AffineParams&, const Int8Image& input, const Int8Image& output, int64_t row_begin,
-                          int64_t row_end);
+using AffineKernel = void(const AffineParams&, const Int8Image& input, const Int8Image& output,
+                          int64_t row_begin, int64_t row_end);
 PQK_CPU_KERNEL(AffineKernel, affine_kernel)
 
 }  // namespace pqk

@@ -10,8 +10,8 @@ constexpr int64_t kBlock = 64;  // channels summed at a time, so that the sums s
 
 // `Count` is the number of channels where it is known, 0 otherwise.
 template <int64_t Count>
-void pool_block(const AvgPool2dParams& p, const Int8Image& input, PoolSpan rows, PoolSpan columns, int64_t channel,
-                int64_t count, uint8_t* out) {
+void pool_block(const AvgPool2dParams& p, const Int8Image& input, PoolSpan rows, PoolSpan columns,
+                int64_t channel, int64_t count, uint8_t* out) {
   const int64_t channels = Count != 0 ? Count : count;
   int32_t sums[kBlock] = {};
   for (int64_t y = rows.begin; y < rows.end; ++y) {

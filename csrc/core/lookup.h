@@ -11,8 +11,8 @@ struct LookupParams {
   const uint8_t* table;  // [256]
 };
 
-using LookupKernel = void(const LookupParams&, const Int8Image& input, const Int8Image& output, int64_t row_begin,
-                          int64_t row_end);
+using LookupKernel = void(const LookupParams&, const Int8Image& input, const Int8Image& output,
+                          int64_t row_begin, int64_t row_end);
 PQK_CPU_KERNEL(LookupKernel, lookup_kernel)
 
 }  // namespace pqk

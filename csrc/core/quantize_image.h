@@ -30,8 +30,8 @@ struct DequantizeImageParams {
 // Returns the smallest index, counted in C, H, W order, of a NaN in the rows, or -1. NaNs get code quant_min.
 using QuantizeImageKernel = int64_t(const QuantizeImageParams&, const ConstFloatImage& input,
                                     const Int8Image& output, int64_t row_begin, int64_t row_end);
-using DequantizeImageKernel = void(const DequantizeImageParams&, const Int8Image& input, const FloatImage& output,
-                                   int64_t row_begin, int64_t row_end);
+using DequantizeImageKernel = void(const DequantizeImageParams&, const Int8Image& input,
+                                   const FloatImage& output, int64_t row_begin, int64_t row_end);
 PQK_CPU_KERNEL(QuantizeImageKernel, quantize_image_kernel)
 PQK_CPU_KERNEL(DequantizeImageKernel, dequantize_image_kernel)
 

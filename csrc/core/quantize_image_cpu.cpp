@@ -16,7 +16,8 @@ struct Quantizer {
 
 // A row of at most 4 channel planes: the codes of a pixel are one 32-bit word.
 template <int Channels>
-int quantize_planes(const Quantizer& code, const float* in, int64_t channel_stride, uint8_t* out, int64_t width) {
+int quantize_planes(const Quantizer& code, const float* in, int64_t channel_stride, uint8_t* out,
+                    int64_t width) {
   int nan = 0;
   for (int64_t x = 0; x < width; ++x) {
     uint32_t word = 0;
@@ -63,11 +64,13 @@ int quantize_row(const QuantizeImageParams& p, const Quantizer& code, const Cons
   return nan;
 }
 
-int64_t find_nan(const QuantizeImageParams& p, const ConstFloatImage& input, int64_t row_begin, int64_t row_end) {
+int64_t find_nan(const QuantizeImageParams& p, const ConstFloatImage& input, int64_t row_begin,
+                 int64_t row_end) {
   for (int64_t c = 0; c < p.channels; ++c) {
     for (int64_t y = row_begin; y < row_end; ++y) {
       for (int64_t x = 0; x < p.width; ++x) {
-        const float value = input.data[c * input.channel_stride + y * input.row_stride + x * input.pixel_stride];
+        const float value =
+            input.data[c * input.channel_stride + y * input.row_stride + x * input.pixel_stride];
         if (value != value) return (c * p.height + y) * p.width + x;
       }
     }
@@ -77,8 +80,8 @@ int64_t find_nan(const QuantizeImageParams& p, const ConstFloatImage& input, int
 
 }  // namespace
 
-int64_t quantize_image_kernel(const QuantizeImageParams& p, const ConstFloatImage& input, const Int8Image& output,
-                              int64_t row_begin, int64_t row_end) {
+int64_t quantize_image_kernel(const QuantizeImageParams& p, const ConstFloatImage& input,
+                              const Int8Image& output, int64_t row_begin, int64_t row_end) {
   const Quantizer code{p.inv_scale, static_cast<float>(p.zero_point), static_cast<float>(p.quant_min),
                        static_cast<float>(p.quant_max)};
   int nan = 0;

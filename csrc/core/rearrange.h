@@ -1,5 +1,5 @@
-// Operators that only move codes: slice, pad, concat, flatten. Copies run at memory speed with memcpy, so they are
-// built once.
+// Operators that only move codes: slice, pad, concat, flatten. Copies run at memory speed with memcpy, so they
+// are built once.
 #pragma once
 
 #include "core/int8_conv2d.h"

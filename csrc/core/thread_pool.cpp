@@ -68,9 +68,7 @@ struct ThreadPool::State {
   std::condition_variable finished;
   std::vector<std::thread> workers;
 
-  void run_piece(int64_t piece) const {
-    range(context, piece * count / pieces, (piece + 1) * count / pieces);
-  }
+  void run_piece(int64_t piece) const { range(context, piece * count / pieces, (piece + 1) * count / pieces); }
 };
 
 ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
@@ -111,7 +109,9 @@ void ThreadPool::work(State& state, int id) {
     if (state.stop) return;
     if (id < state.pieces) state.run_piece(id);
     if (state.unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      { const std::lock_guard<std::mutex> lock(state.mutex); }
+      {
+        const std::lock_guard<std::mutex> lock(state.mutex);
+      }
       state.finished.notify_one();
     }
   }

@@ -12,9 +12,9 @@
 
 namespace pqk {
 
-// `num_threads` counts the caller: the pool has one worker less. Workers look for work for some microseconds after
-// each job, then sleep. Any thread may call run(); one that finds the pool at work on another's job does its own
-// alone. After fork() the child has no workers, and its calls run on the calling thread.
+// `num_threads` counts the caller: the pool has one worker less. Workers look for work for some microseconds
+// after each job, then sleep. Any thread may call run(); one that finds the pool at work on another's job does
+// its own alone. After fork() the child has no workers, and its calls run on the calling thread.
 class ThreadPool final : public Parallel {
  public:
   explicit ThreadPool(int num_threads);

@@ -129,7 +129,8 @@ class PyEngine {
                             std::to_string(num_threads));
     }
     if (max_activation_bytes < 1) {
-      throw py::value_error("max_activation_bytes must be positive, got " + std::to_string(max_activation_bytes));
+      throw py::value_error("max_activation_bytes must be positive, got " +
+                            std::to_string(max_activation_bytes));
     }
     std::vector<py::array> kept;
     engine::Graph checked(to_value(graph.attr("input"), "input"), {max_activation_bytes});
@@ -153,7 +154,8 @@ class PyEngine {
       const py::gil_scoped_release unlocked;
       nan = engine_->run(from, to, batch);
     }
-    if (nan >= 0) throw py::value_error("x must not contain NaN, found one at flat index " + std::to_string(nan));
+    if (nan >= 0)
+      throw py::value_error("x must not contain NaN, found one at flat index " + std::to_string(nan));
     return output;
   }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "core/engine/schema.h"
 #include "core/error.h"
@@ -9,11 +10,11 @@
 namespace pqk::engine {
 namespace {
 
-// |sum| <= 65793 * 255 * 128 < 2^31.
-constexpr int64_t kMaxReduction = 65793;
-// |sum| <= 2^23 * 255 < 2^31.
-constexpr int64_t kMaxWindow = int64_t{1} << 23;
-constexpr float kMaxMagnitude = 18446744073709551616.0f;  // 2^64, see schema.cpp
+// |sum| <= 255 * sum |weight|: up to this many products no weights can exceed int32.
+constexpr int64_t kSafeReduction = INT32_MAX / (255 * 127);
+constexpr int64_t kMaxWeightSum = INT32_MAX / 255;
+// Of positions, so that the sum of their codes fits int32.
+constexpr int64_t kMaxWindow = INT32_MAX / 255;
 
 std::string text(int rank, int64_t c, int64_t h, int64_t w) {
   std::string shape = "(";
@@ -32,7 +33,12 @@ std::string indexed(const char* name, size_t index) {
 class Checker {
  public:
   Checker(const Graph& graph, const RawNode& raw, const std::string& label, const Node& node)
-      : graph_(graph), raw_(raw), label_(label), node_(node), in_(graph.value(node.inputs[0])), out_(node.value) {}
+      : graph_(graph),
+        raw_(raw),
+        label_(label),
+        node_(node),
+        in_(graph.value(node.inputs[0])),
+        out_(node.value) {}
 
   void run() const {
     switch (node_.op) {
@@ -99,7 +105,6 @@ class Checker {
 
   void output_codes() const {
     if (out_.dtype != DType::kU8) fail("E_ENUM", "value.dtype", "'u8'", "'f32'");
-    if (!out_.has_qparams) fail("E_QPARAM", "value.scale", "a number", "none");
   }
 
   void output_floats() const {
@@ -128,13 +133,18 @@ class Checker {
          std::to_string(size), std::to_string(got));
   }
 
-  void finite_tensor(const char* name, const float* values, int64_t count) const {
-    tensor_size(name, 0, count);
-    for (int64_t i = 0; i < count; ++i) {
-      if (std::fabs(values[i]) <= kMaxMagnitude) continue;
-      fail("E_QPARAM", std::string("tensors.") + name + "[" + std::to_string(i) + "]",
-           "a finite number of at most 2^64 in magnitude", std::to_string(values[i]));
+  void finite_tensor(const char* name, const float* values, double limit) const {
+    tensor_size(name, 0, out_.channels);
+    for (int64_t c = 0; c < out_.channels; ++c) {
+      if (std::fabs(values[c]) <= limit) continue;
+      fail("E_QPARAM", std::string("tensors.") + name + "[" + std::to_string(c) + "]",
+           "a finite number of bounded magnitude", std::to_string(values[c]));
     }
+  }
+
+  void channel_scales() const {
+    finite_tensor("multiplier", node_.multiplier, kMaxMultiplier);
+    finite_tensor("bias", node_.bias, kMaxBias);
   }
 
   // Output length along one axis; every sum fits int64, as each term is below 2^31 or a product of two such.
@@ -142,7 +152,8 @@ class Checker {
     const Attributes& a = node_.attributes;
     const int64_t room = size + a.padding[axis] + a.padding[axis + 2] - ((kernel - 1) * dilation + 1);
     if (room < 0) {
-      fail("E_GRAPH_SHAPE", slot(0), "at least the kernel's extent " + std::to_string((kernel - 1) * dilation + 1),
+      fail("E_GRAPH_SHAPE", slot(0),
+           "at least the kernel's extent " + std::to_string((kernel - 1) * dilation + 1),
            std::to_string(size + a.padding[axis] + a.padding[axis + 2]) + " with padding");
     }
     return room / a.stride[axis] + 1;
@@ -159,10 +170,12 @@ class Checker {
     }
   }
 
-  // --- operators ----------------------------------------------------------------------------------------------
+  // --- operators
+  // ----------------------------------------------------------------------------------------------
   void quantize() const {
     if (in_.dtype != DType::kF32) fail("E_GRAPH_REF", slot(0), "an f32 value", "a u8 value");
     output_codes();
+    if (!out_.has_qparams) fail("E_QPARAM", "value.scale", "a number", "none");
     shape_as(in_);
     const Attributes& a = node_.attributes;
     if (out_.zero_point < a.quant_min || out_.zero_point > a.quant_max) {
@@ -170,16 +183,23 @@ class Checker {
     }
   }
 
-  void accumulation(int64_t reduction, int64_t weights) const {
-    if (reduction > kMaxReduction) {
-      fail("E_QPARAM", "tensors.weight", "at most " + std::to_string(kMaxReduction) + " products a sum",
-           std::to_string(reduction));
+  void bounded_sums(int64_t reduction) const {
+    for (int64_t c = 0; c < out_.channels; ++c) {
+      int64_t sum = 0;
+      for (int64_t i = 0; i < reduction; ++i) sum += std::abs(int{node_.weight[c * reduction + i]});
+      if (sum <= kMaxWeightSum) continue;
+      fail("E_QPARAM", "tensors.weight[" + std::to_string(c) + "]",
+           "sum |weight| of at most " + std::to_string(kMaxWeightSum) + ", so that sums fit int32",
+           std::to_string(sum));
     }
+  }
+
+  void accumulation(int64_t reduction, int64_t weights) const {
     if (std::find(node_.weight, node_.weight + weights, int8_t{-128}) != node_.weight + weights) {
       fail("E_QPARAM", "tensors.weight", "codes from -127 to 127", "-128");
     }
-    finite_tensor("multiplier", node_.multiplier, out_.channels);
-    finite_tensor("bias", node_.bias, out_.channels);
+    if (reduction > kSafeReduction) bounded_sums(reduction);
+    channel_scales();
     input_codes(0);
     const bool floats = out_.dtype == DType::kF32;
     if (!floats) output_codes();
@@ -190,7 +210,8 @@ class Checker {
     }
     const bool residual = node_.inputs.size() == 2;
     if (has_attribute(raw_, "residual_multiplier") != residual) {
-      fail("E_GRAPH_ATTR", "residual_multiplier", residual ? "a value for the second input" : "none without a second input",
+      fail("E_GRAPH_ATTR", "residual_multiplier",
+           residual ? "a value for the second input" : "none without a second input",
            residual ? "none" : "one");
     }
     if (!residual) return;
@@ -207,7 +228,8 @@ class Checker {
       if (w[axis] < 1) tensor_size("weight", axis, 1);
     }
     if (in_.channels % a.groups != 0 || w[0] % a.groups != 0) {
-      fail("E_GRAPH_ATTR", "groups", "a divisor of " + std::to_string(in_.channels) + " and " + std::to_string(w[0]),
+      fail("E_GRAPH_ATTR", "groups",
+           "a divisor of " + std::to_string(in_.channels) + " and " + std::to_string(w[0]),
            std::to_string(a.groups));
     }
     tensor_size("weight", 1, in_.channels / a.groups);
@@ -243,7 +265,7 @@ class Checker {
       channels += value.channels;
       if (out_.has_qparams) same_qparams(value, i);
     }
-    if (out_.dtype != DType::kU8) fail("E_ENUM", "value.dtype", "'u8'", "'f32'");
+    output_codes();
     shape_is(in_.rank, channels, in_.height, in_.width);
   }
 
@@ -252,12 +274,11 @@ class Checker {
     output_codes();
     shape_as(in_);
     tensor_size("zero_point", 0, in_.channels);
-    finite_tensor("multiplier", node_.multiplier, in_.channels);
-    finite_tensor("bias", node_.bias, in_.channels);
+    channel_scales();
   }
 
   void lookup() const {
-    input_codes(0);
+    input_codes(0, false);
     output_codes();
     shape_as(in_);
     tensor_size("table", 0, 256);
@@ -296,7 +317,8 @@ class Checker {
     input_image();
     output_codes();
     if (in_.pixels() > kMaxWindow) {
-      fail("E_QPARAM", slot(0), "at most " + std::to_string(kMaxWindow) + " positions", std::to_string(in_.pixels()));
+      fail("E_QPARAM", slot(0), "at most " + std::to_string(kMaxWindow) + " positions",
+           std::to_string(in_.pixels()));
     }
     shape_is(3, in_.channels, node_.attributes.output_size[0], node_.attributes.output_size[1]);
   }
@@ -319,7 +341,7 @@ class Checker {
   void slice() const {
     input_codes(0, false);
     input_image();
-    if (out_.dtype != DType::kU8) fail("E_ENUM", "value.dtype", "'u8'", "'f32'");
+    output_codes();
     // A part of a concatenation may have one scale where the whole has none.
     if (in_.has_qparams) same_qparams(in_, 0);
     const Attributes& a = node_.attributes;
@@ -327,7 +349,8 @@ class Checker {
     int64_t counts[3];
     for (size_t i = 0; i < 3; ++i) {
       if (a.stop[i] > sizes[i]) {
-        fail("E_GRAPH_ATTR", indexed("stop", i), "at most " + std::to_string(sizes[i]), std::to_string(a.stop[i]));
+        fail("E_GRAPH_ATTR", indexed("stop", i), "at most " + std::to_string(sizes[i]),
+             std::to_string(a.stop[i]));
       }
       if (a.start[i] >= a.stop[i]) {
         fail("E_GRAPH_ATTR", indexed("start", i), "less than stop " + std::to_string(a.stop[i]),

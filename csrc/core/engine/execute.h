@@ -19,8 +19,8 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // `input` is [batch, *input shape] and `output` [batch, *output shape], dense. Returns -1, or the flat index of
-  // the first NaN in `input`, after which `output` holds nothing of use.
+  // `input` is [batch, *input shape] and `output` [batch, *output shape], dense. Returns -1, or the flat index
+  // of the first NaN in `input`, after which `output` holds nothing of use.
   int64_t run(const float* input, float* output, int64_t batch) const;
 
   // Seconds that each step takes for one image: the least of `repeats` runs, on the calling thread.
@@ -41,8 +41,8 @@ class Engine {
 
   Plan plan_;
   ThreadPool pool_;
-  // Workspaces that nobody uses now. Slots are taken and given back by one atomic exchange, so that a fork in the
-  // middle of another thread's call leaves nothing locked.
+  // Workspaces that nobody uses now. Slots are taken and given back by one atomic exchange, so that a fork in
+  // the middle of another thread's call leaves nothing locked.
   static constexpr size_t kKeptWorkspaces = 64;
   mutable std::array<std::atomic<Workspace*>, kKeptWorkspaces> idle_{};
 };

@@ -17,7 +17,8 @@ namespace {
 
 void parse_qparams(const RawValue& raw, const std::string& label, Value& value) {
   if (raw.has_scale != raw.has_zero_point) {
-    fail("E_QPARAM", label, "scale and zero_point, or neither", raw.has_scale ? "scale only" : "zero_point only");
+    fail("E_QPARAM", label, "scale and zero_point, or neither",
+         raw.has_scale ? "scale only" : "zero_point only");
   }
   value.has_qparams = raw.has_scale;
   if (!raw.has_scale) return;
@@ -39,7 +40,8 @@ Value parse_value(const RawValue& raw, const std::string& label, const Limits& l
   }
   value.dtype = raw.dtype == "u8" ? DType::kU8 : DType::kF32;
   if (raw.shape.size() != 1 && raw.shape.size() != 3) {
-    fail("E_GRAPH_SHAPE", label + ".shape", "(C,) or (C, H, W)", std::to_string(raw.shape.size()) + " dimensions");
+    fail("E_GRAPH_SHAPE", label + ".shape", "(C,) or (C, H, W)",
+         std::to_string(raw.shape.size()) + " dimensions");
   }
   value.rank = static_cast<int>(raw.shape.size());
   int64_t bytes = value.dtype == DType::kU8 ? 1 : 4;

@@ -1,8 +1,9 @@
 // The integer graph of a .pqk file, checked. pqk_ext/runtime/graph.py states what every operator computes.
 //
-// A Graph is made from RawNodes, which hold whatever came from outside; everything the engine later relies on is
-// checked on the way, and what breaks a rule throws pqk::FormatError with one of the codes E_ENUM, E_GRAPH_REF,
-// E_GRAPH_ATTR, E_GRAPH_SHAPE, E_QPARAM, E_BOMB and a field such as "nodes[3] 'layer1.conv'.stride".
+// A Graph is made from RawNodes, which hold whatever came from outside; everything the engine later relies on
+// is checked on the way, and what breaks a rule throws pqk::FormatError with one of the codes E_ENUM,
+// E_GRAPH_REF, E_GRAPH_ATTR, E_GRAPH_SHAPE, E_QPARAM, E_BOMB and a field such as "nodes[3]
+// 'layer1.conv'.stride".
 #pragma once
 
 #include <cstdint>

@@ -36,8 +36,8 @@ Layout::Layout(const Graph& graph) : graph_(graph) {
   arena_bytes_ = round_up(arena_bytes_ + kSlack, kAlignment);
 }
 
-// A flatten needs no copy when the order of its elements in memory is right, or when only linear layers read it:
-// these take the image itself, as convolutions with a kernel of the image's size.
+// A flatten needs no copy when the order of its elements in memory is right, or when only linear layers read
+// it: these take the image itself, as convolutions with a kernel of the image's size.
 bool Layout::flatten_is_view(const Node& node, int value) const {
   const int input = node.inputs[0];
   const bool last = value == static_cast<int>(graph_.nodes().size());
@@ -114,8 +114,7 @@ void Layout::place_image(int value) {
   buffer.zero_point = shape.zero_point;
   const Border& border = buffer.border;
   buffer.slot.pixel_stride = buffer.pixel_stride;
-  buffer.slot.row_stride =
-      checked_product(shape.width + border.left + border.right, buffer.pixel_stride);
+  buffer.slot.row_stride = checked_product(shape.width + border.left + border.right, buffer.pixel_stride);
   buffer.bytes = checked_product(shape.height + border.top + border.bottom, buffer.slot.row_stride);
   images_[value] = allocate(buffer, value);
 }
@@ -144,7 +143,8 @@ ImageSlot Layout::allocate(Buffer wanted, int value) {
     throw FormatError("E_BOMB", node_label(static_cast<size_t>(node), graph_.nodes()[node].name), -1,
                       "activations of at most " + std::to_string(limit) + " bytes in all", "more");
   }
-  const int64_t before = wanted.border.top * wanted.slot.row_stride + wanted.border.left * wanted.slot.pixel_stride;
+  const int64_t before =
+      wanted.border.top * wanted.slot.row_stride + wanted.border.left * wanted.slot.pixel_stride;
   wanted.slot.offset = round_up(arena_bytes_ + kSlack + before, kAlignment);
   const int64_t begin = wanted.slot.offset - before;
   fills_.push_back({begin, wanted.bytes, static_cast<uint8_t>(wanted.zero_point)});

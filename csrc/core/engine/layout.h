@@ -1,9 +1,9 @@
 // Where every value of a graph lies while one image is computed.
 //
 // Codes are NHWC images in one block of memory (the arena), each with the border that its convolutions read,
-// filled with the zero point once: nothing ever writes there. Values of the same geometry and zero point take turns
-// in a buffer. float32 values are dense NHWC in the arena, but for the graph's input and output, which lie with
-// the caller as NCHW.
+// filled with the zero point once: nothing ever writes there. Values of the same geometry and zero point take
+// turns in a buffer. float32 values are dense NHWC in the arena, but for the graph's input and output, which
+// lie with the caller as NCHW.
 #pragma once
 
 #include <cstdint>

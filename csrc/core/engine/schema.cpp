@@ -11,8 +11,6 @@ namespace pqk::engine {
 namespace {
 
 constexpr int64_t kMaxInt = INT32_MAX;
-// Keeps every float32 expression of the formulas finite: |accumulator| < 2^31, so no sum reaches 2^128.
-constexpr double kMaxFloat = 18446744073709551616.0;  // 2^64
 
 const std::vector<AttributeField>& attribute_fields() {
   using Kind = AttributeField::Kind;
@@ -66,12 +64,7 @@ const std::vector<OpSchema>& schemas() {
        {"kernel", "stride", "padding", "count_include_pad", "multiplier", "bias", "quant_min", "quant_max"},
        {},
        {}},
-      {"adaptive_avg_pool2d",
-       1,
-       1,
-       {"output_size", "multiplier", "bias", "quant_min", "quant_max"},
-       {},
-       {}},
+      {"adaptive_avg_pool2d", 1, 1, {"output_size", "multiplier", "bias", "quant_min", "quant_max"}, {}, {}},
       {"flatten", 1, 1, {}, {}, {}},
       {"slice", 1, 1, {"start", "stop", "step"}, {}, {}},
       {"pad", 1, 1, {"before", "after"}, {}, {}},
@@ -117,8 +110,8 @@ void store_attribute(const AttributeField& field, const std::string& where, cons
     } else {
       fail("E_GRAPH_ATTR", where, "a number", kind_of(value));
     }
-    if (!(std::fabs(number) <= kMaxFloat)) {
-      fail("E_QPARAM", where, "a finite number of at most 2^64 in magnitude", std::to_string(number));
+    if (!(std::fabs(number) <= (std::strcmp(field.name, "bias") == 0 ? kMaxBias : kMaxMultiplier))) {
+      fail("E_QPARAM", where, "a finite number of bounded magnitude", std::to_string(number));
     }
     *reinterpret_cast<float*>(to) = static_cast<float>(number);
   } else if (field.kind == AttributeField::Kind::kInt) {
@@ -142,7 +135,8 @@ const RawTensor& tensor_of(const RawNode& raw, const std::string& label, const c
   const std::string where = label + ".tensors." + name;
   const auto found = raw.tensors.find(name);
   if (found == raw.tensors.end()) fail("E_GRAPH_ATTR", where, "a tensor", "none");
-  if (found->second.dtype != dtype) fail("E_GRAPH_ATTR", where, std::string("dtype ") + dtype, found->second.dtype);
+  if (found->second.dtype != dtype)
+    fail("E_GRAPH_ATTR", where, std::string("dtype ") + dtype, found->second.dtype);
   if (found->second.shape.size() != rank) {
     fail("E_GRAPH_SHAPE", where, std::to_string(rank) + " dimensions",
          std::to_string(found->second.shape.size()));
@@ -193,7 +187,8 @@ void parse_fields(const RawNode& raw, const std::string& label, Node& node) {
   const OpSchema& schema = schema_of(node.op);
   for (const auto& [name, value] : raw.attributes) {
     if (!contains(schema.attributes, name)) {
-      fail("E_GRAPH_ATTR", label + "." + name, std::string("no such attribute for ") + schema.name, kind_of(value));
+      fail("E_GRAPH_ATTR", label + "." + name, std::string("no such attribute for ") + schema.name,
+           kind_of(value));
     }
   }
   for (const AttributeField& field : attribute_fields()) {

@@ -5,6 +5,10 @@
 
 namespace pqk::engine {
 
+// Keep every float32 expression of the formulas finite, as |accumulator| < 2^31.
+inline constexpr double kMaxMultiplier = 0x1p64;
+inline constexpr double kMaxBias = 0x1p96;
+
 struct AttributeField {
   enum class Kind { kInt, kInts, kFloat };
   const char* name;
@@ -13,7 +17,6 @@ struct AttributeField {
   size_t offset;  // in Attributes
   int64_t low, high;
 };
-
 
 struct OpSchema {
   const char* name;

@@ -32,7 +32,8 @@ inline constexpr int64_t kBytesPerThread = 65536;
 
 // A Step from a function of (frame, row begin, row end) that owns what it needs.
 template <class Body>
-std::unique_ptr<Step> step_of(const char* kernel, int64_t rows, int64_t work, int64_t work_per_thread, Body body) {
+std::unique_ptr<Step> step_of(const char* kernel, int64_t rows, int64_t work, int64_t work_per_thread,
+                              Body body) {
   class BodyStep final : public Step {
    public:
     BodyStep(const char* kernel, Body body) : Step(kernel), body_(std::move(body)) {}
@@ -73,7 +74,8 @@ struct StepContext {
 
 // Kernels are those of the instruction set in use now.
 std::unique_ptr<Step> make_conv_step(const StepContext& context);  // conv2d and linear
-std::unique_ptr<Step> make_map_step(const StepContext& context);   // quantize, add, affine, lookup, dequantize, softmax
+std::unique_ptr<Step> make_map_step(
+    const StepContext& context);  // quantize, add, affine, lookup, dequantize, softmax
 std::unique_ptr<Step> make_pool_step(const StepContext& context);  // the three pools
 std::unique_ptr<Step> make_move_step(const StepContext& context);  // concat, flatten, slice, pad
 // Puts the dense NHWC output in NCHW order.

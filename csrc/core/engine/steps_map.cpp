@@ -32,20 +32,15 @@ std::unique_ptr<Step> dequantize(const StepContext& context) {
 std::unique_ptr<Step> add(const StepContext& context) {
   const Value& out = context.out();
   const Attributes& a = context.node.attributes;
-  const AddParams params{out.channels,
-                         out.width,
-                         context.in(0).zero_point,
-                         context.in(1).zero_point,
-                         a.multiplier_a,
-                         a.multiplier_b,
-                         a.bias,
-                         context.quant_min(),
-                         context.quant_max()};
-  return step_of("add", out.height, 3 * out.numel(), kBytesPerThread,
-                 [kernel = active_add_kernel(), params, first = context.in_image(0), second = context.in_image(1),
-                  output = context.out_image()](const Frame& frame, int64_t begin, int64_t end) {
-                   kernel(params, first.at(frame), second.at(frame), output.at(frame), begin, end);
-                 });
+  const AddParams params{
+      out.channels,   out.width, context.in(0).zero_point, context.in(1).zero_point, a.multiplier_a,
+      a.multiplier_b, a.bias,    context.quant_min(),      context.quant_max()};
+  return step_of(
+      "add", out.height, 3 * out.numel(), kBytesPerThread,
+      [kernel = active_add_kernel(), params, first = context.in_image(0), second = context.in_image(1),
+       output = context.out_image()](const Frame& frame, int64_t begin, int64_t end) {
+        kernel(params, first.at(frame), second.at(frame), output.at(frame), begin, end);
+      });
 }
 
 std::unique_ptr<Step> affine(const StepContext& context) {
@@ -58,19 +53,15 @@ std::unique_ptr<Step> affine(const StepContext& context) {
   Channels channels{{node.zero_point, node.zero_point + out.channels},
                     {node.multiplier, node.multiplier + out.channels},
                     {node.bias, node.bias + out.channels}};
-  const AffineParams params{out.channels,
-                            out.width,
-                            channels.zero_point.data(),
-                            channels.multiplier.data(),
-                            channels.bias.data(),
-                            context.quant_min(),
-                            context.quant_max()};
-  return step_of("affine", out.height, 2 * out.numel(), kBytesPerThread,
-                 [kernel = active_affine_kernel(), params, channels = std::move(channels),
-                  input = context.in_image(), output = context.out_image()](const Frame& frame, int64_t begin,
-                                                                            int64_t end) {
-                   kernel(params, input.at(frame), output.at(frame), begin, end);
-                 });
+  const AffineParams params{
+      out.channels,         out.width,           channels.zero_point.data(), channels.multiplier.data(),
+      channels.bias.data(), context.quant_min(), context.quant_max()};
+  return step_of(
+      "affine", out.height, 2 * out.numel(), kBytesPerThread,
+      [kernel = active_affine_kernel(), params, channels = std::move(channels), input = context.in_image(),
+       output = context.out_image()](const Frame& frame, int64_t begin, int64_t end) {
+        kernel(params, input.at(frame), output.at(frame), begin, end);
+      });
 }
 
 std::unique_ptr<Step> lookup(const StepContext& context) {

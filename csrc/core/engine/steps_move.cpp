@@ -20,7 +20,8 @@ std::unique_ptr<Step> concat(const StepContext& context) {
                  [parts = std::move(parts), width = out.width, output = context.out_image()](
                      const Frame& frame, int64_t begin, int64_t end) {
                    for (const Part& part : parts) {
-                     copy_channels(part.channels, width, part.at, part.slot.at(frame), output.at(frame), begin, end);
+                     copy_channels(part.channels, width, part.at, part.slot.at(frame), output.at(frame), begin,
+                                   end);
                    }
                  });
 }
@@ -31,8 +32,8 @@ std::unique_ptr<Step> slice(const StepContext& context) {
   const SliceParams params{
       out.channels, out.width, {a.start[0], a.start[1], a.start[2]}, {a.step[0], a.step[1], a.step[2]}};
   return step_of("copy", out.height, 2 * out.numel(), kBytesPerThread,
-                 [params, input = context.in_image(), output = context.out_image()](const Frame& frame,
-                                                                                    int64_t begin, int64_t end) {
+                 [params, input = context.in_image(), output = context.out_image()](
+                     const Frame& frame, int64_t begin, int64_t end) {
                    slice_rows(params, input.at(frame), output.at(frame), begin, end);
                  });
 }
@@ -50,8 +51,8 @@ std::unique_ptr<Step> pad(const StepContext& context) {
                          {before[0], before[1], before[2]},
                          static_cast<uint8_t>(in.zero_point)};
   return step_of("copy", out.height, 2 * out.numel(), kBytesPerThread,
-                 [params, input = context.in_image(), output = context.out_image()](const Frame& frame,
-                                                                                    int64_t begin, int64_t end) {
+                 [params, input = context.in_image(), output = context.out_image()](
+                     const Frame& frame, int64_t begin, int64_t end) {
                    pad_rows(params, input.at(frame), output.at(frame), begin, end);
                  });
 }
@@ -59,8 +60,8 @@ std::unique_ptr<Step> pad(const StepContext& context) {
 std::unique_ptr<Step> flatten_codes(const StepContext& context) {
   const Value& in = context.in();
   return step_of("copy", in.channels, 2 * in.numel(), kBytesPerThread,
-                 [height = in.height, width = in.width, input = context.in_image(), output = context.out_image()](
-                     const Frame& frame, int64_t begin, int64_t end) {
+                 [height = in.height, width = in.width, input = context.in_image(),
+                  output = context.out_image()](const Frame& frame, int64_t begin, int64_t end) {
                    flatten_channels(height, width, input.at(frame), output.at(frame).data, begin, end);
                  });
 }

@@ -9,8 +9,9 @@ std::unique_ptr<Step> max_pool(const StepContext& context) {
   const Value& in = context.in();
   const Value& out = context.out();
   const Attributes& a = context.node.attributes;
-  const MaxPool2dParams params{in.channels,  in.height,    in.width,     out.width,    a.kernel[0],   a.kernel[1],
-                               a.stride[0],  a.stride[1],  a.padding[0], a.padding[1], a.dilation[0], a.dilation[1]};
+  const MaxPool2dParams params{in.channels,  in.height,    in.width,      out.width,
+                               a.kernel[0],  a.kernel[1],  a.stride[0],   a.stride[1],
+                               a.padding[0], a.padding[1], a.dilation[0], a.dilation[1]};
   return step_of("max_pool2d", out.height, in.numel() + out.numel(), kBytesPerThread,
                  [kernel = active_max_pool2d_kernel(), params, input = context.in_image(),
                   output = context.out_image()](const Frame& frame, int64_t begin, int64_t end) {
@@ -41,16 +42,9 @@ std::unique_ptr<Step> avg_pool(const StepContext& context, const char* name, std
                                std::vector<PoolSpan> columns, int64_t divisor) {
   const Value& out = context.out();
   const Attributes& a = context.node.attributes;
-  const AvgPool2dParams params{out.channels,
-                               out.width,
-                               rows.data(),
-                               columns.data(),
-                               divisor,
-                               context.in().zero_point,
-                               a.multiplier,
-                               a.bias,
-                               context.quant_min(),
-                               context.quant_max()};
+  const AvgPool2dParams params{
+      out.channels, out.width, rows.data(),         columns.data(),     divisor, context.in().zero_point,
+      a.multiplier, a.bias,    context.quant_min(), context.quant_max()};
   return step_of(name, out.height, context.in().numel() + out.numel(), kBytesPerThread,
                  [kernel = active_avg_pool2d_kernel(), params, rows = std::move(rows),
                   columns = std::move(columns), input = context.in_image(),

@@ -1,0 +1,132 @@
+"""A loaded network: the front of the native engine."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pqk_ext import _core
+from pqk_ext.runtime import format
+from pqk_ext.runtime.graph import Graph
+
+__all__ = ["MAX_ACTIVATION_BYTES", "Model", "load"]
+
+MAX_ACTIVATION_BYTES = 1 << 30
+
+
+class Model:
+    """A network ready to run; get one from :func:`load` or :meth:`from_graph`.
+
+    One object may serve any number of Python threads at once; results do not depend on them, nor on ``num_threads``,
+    the batch or the CPU. After ``fork()`` the child can use it, on one thread.
+
+    Attributes:
+        graph: what it computes, see :mod:`pqk_ext.runtime.graph`.
+        nbytes: size of the file in bytes; 0 for a model made by :meth:`from_graph`.
+        num_threads: threads that one call may use.
+        input_shape: of one sample, without the batch dimension.
+        output_shape: of one result, without the batch dimension.
+    """
+
+    def __init__(self, graph: Graph, *, num_threads: int, nbytes: int, max_activation_bytes: int) -> None:
+        self.graph = graph
+        self.nbytes = nbytes
+        self.num_threads = num_threads
+        self.input_shape = graph.input.shape
+        self._engine = _core.Engine(graph, num_threads=num_threads, max_activation_bytes=max_activation_bytes)
+        self.output_shape = graph.nodes[-1].value.shape
+        self._run = self._engine.run
+
+    @classmethod
+    def from_graph(
+        cls, graph: Graph, *, num_threads: int = 1, max_activation_bytes: int = MAX_ACTIVATION_BYTES
+    ) -> Model:
+        """A model of a graph in memory.
+
+        Args:
+            graph: checked again here, whatever made it.
+            num_threads: threads that one call may use, the calling one included.
+            max_activation_bytes: a graph whose activations for one sample need more is refused.
+
+        Raises:
+            FormatError: the graph breaks a rule; ``field`` names the node and its part.
+            ValueError: ``num_threads`` or ``max_activation_bytes`` out of range.
+        """
+        return cls(graph, num_threads=num_threads, nbytes=0, max_activation_bytes=max_activation_bytes)
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """:meth:`run` into a new array."""
+        return self._run(x)
+
+    def run(self, x: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Computes the network.
+
+        Args:
+            x: float32 ``(N, *input_shape)``, any N; a single sample needs its batch dimension too, ``x[None]``. An
+                array that is not C-contiguous is copied first.
+            out: float32 ``(N, *output_shape)``, C-contiguous and writeable, that takes the result.
+
+        Returns:
+            ``out``, or a new float32 array ``(N, *output_shape)``.
+
+        Raises:
+            TypeError: ``x`` or ``out`` is no float32 array. Nothing is converted silently.
+            ValueError: a wrong shape, or a NaN in ``x`` (a NaN has no code).
+        """
+        return self._run(x, out)
+
+    @property
+    def kernels(self) -> list[tuple[str, str]]:
+        """Name of every node that has work to do, and the kernel that does it."""
+        return self._engine.kernels
+
+    @property
+    def isa(self) -> str:
+        """Instruction set that the kernels were chosen for: that of the process when the model was made."""
+        return self._engine.isa
+
+    @property
+    def activation_bytes(self) -> int:
+        """Memory that one sample on its way through the network takes."""
+        return self._engine.activation_bytes
+
+    def profile(self, x: NDArray[np.float32], repeats: int = 100) -> list[tuple[str, str, float]]:
+        """Times every step for the first sample of ``x``, on one thread.
+
+        Returns:
+            ``(node, kernel, seconds)`` in execution order, seconds the least of ``repeats`` runs.
+        """
+        return self._engine.profile(x, repeats)
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.input_shape} -> {self.output_shape}, {len(self.graph.nodes)} nodes, "
+            f"num_threads={self.num_threads}, isa={self.isa!r})"
+        )
+
+
+def load(path: str | os.PathLike[str], *, num_threads: int = 1, sha256: str | None = None) -> Model:
+    """Reads a ``.pqk`` file, checks all of it, and makes it ready to run.
+
+    Args:
+        path: the file.
+        num_threads: threads that one call may use, the calling one included.
+        sha256: SHA-256 of the whole file in hexadecimal that it must have.
+
+    Returns:
+        A callable :class:`Model`.
+
+    Raises:
+        FormatError: the file breaks a rule of the format.
+        OSError: it cannot be read.
+        ValueError: ``num_threads`` out of range.
+    """
+    graph = format.read(path, sha256=sha256)
+    return Model(
+        graph,
+        num_threads=num_threads,
+        nbytes=os.stat(path).st_size,
+        max_activation_bytes=MAX_ACTIVATION_BYTES,
+    )
