@@ -48,24 +48,17 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_backward_cpu(const Tensor& grad
                                                               std::optional<Tensor> mask, double grad_scale) {
   check_cpu(input, kOp, "input");
   const Arguments arguments(input, scale, zero_point, quant_min, quant_max, axis, mask);
-  check_shape(grad_output, input, "grad_output");
-  check_dtype(grad_output, input.scalar_type(), kOp, "grad_output");
+  check_grad_output(grad_output, input);
   const Tensor grad_input = empty_dense(input);
-  const Tensor scale_sum =
-      empty_with_strides(scale, scale.sizes(), contiguous_strides(scale), scale.scalar_type());
-  const bool learns_zero_point = arguments.zero_point_is_float;
-  const Tensor zero_point_sum =
-      learns_zero_point
-          ? empty_with_strides(scale, zero_point.sizes(), contiguous_strides(zero_point), scale.scalar_type())
-          : torch::stable::new_empty(scale, {0});
+  const ParameterGradients sums(arguments, scale, zero_point);
   const Tensor dense = laid_out_as(input, grad_input), grad = laid_out_as(grad_output, grad_input);
   const ChannelParameters channels(arguments, scale, zero_point);
   const std::optional<Tensor> keep = mask_laid_out_as(mask, grad_input);
-  fake_quantize_backward({channels.params(arguments, grad_input, axis, keep), dense.const_data_ptr(),
-                          grad.const_data_ptr(), grad_input.mutable_data_ptr(), scale_sum.mutable_data_ptr(),
-                          learns_zero_point ? zero_point_sum.mutable_data_ptr() : nullptr, grad_scale},
-                         TorchParallel());
-  return {grad_input, scale_sum, zero_point_sum};
+  fake_quantize_backward(
+      {channels.params(arguments, grad_input, axis, keep), dense.const_data_ptr(), grad.const_data_ptr(),
+       grad_input.mutable_data_ptr(), sums.scale.mutable_data_ptr(), sums.zero_point_data(), grad_scale},
+      TorchParallel());
+  return {grad_input, sums.scale, sums.zero_point};
 }
 
 Tensor fake_quantize_ste_backward_cpu(const Tensor& grad_output, const Tensor& in_range) {

@@ -31,16 +31,6 @@ inline Tensor empty_with_strides(const Tensor& like, Sizes sizes, Sizes strides,
   return Tensor(handle);
 }
 
-inline std::vector<int64_t> contiguous_strides(const Tensor& tensor) {
-  std::vector<int64_t> strides(tensor.dim());
-  int64_t step = 1;
-  for (int64_t i = tensor.dim() - 1; i >= 0; --i) {
-    strides[i] = step;
-    step *= std::max<int64_t>(1, tensor.size(i));
-  }
-  return strides;
-}
-
 // Uninitialised, in `tensor`'s order of dimensions and without gaps (torch's preserve_format).
 inline Tensor empty_dense(const Tensor& tensor) {
   if (tensor.is_contiguous()) {
@@ -116,6 +106,24 @@ struct Arguments {
   int64_t quant_min;
   int64_t quant_max;
   bool zero_point_is_float = false;
+};
+
+inline void check_grad_output(const Tensor& grad_output, const Tensor& input) {
+  check_shape(grad_output, input, "grad_output");
+  check_dtype(grad_output, input.scalar_type(), kOp, "grad_output");
+}
+
+// Uninitialised gradients of scale and, if it is learned, of zero_point (else with no elements).
+struct ParameterGradients {
+  ParameterGradients(const Arguments& arguments, const Tensor& scale_like, const Tensor& zero_point_like)
+      : learns_zero_point(arguments.zero_point_is_float),
+        scale(torch::stable::new_empty(scale_like, scale_like.sizes())),
+        zero_point(learns_zero_point ? torch::stable::new_empty(zero_point_like, zero_point_like.sizes())
+                                     : torch::stable::new_empty(scale_like, {0})) {}
+  void* zero_point_data() const { return learns_zero_point ? zero_point.mutable_data_ptr() : nullptr; }
+
+  bool learns_zero_point;
+  Tensor scale, zero_point;
 };
 
 // The view of a dense tensor in memory order: what follows the channel in memory is as long as its stride.

@@ -1,0 +1,121 @@
+"""Fake-quantize forward + backward against torch's own operators, through autograd, one thread.
+
+`pytest benchmarks/ops/bench_fake_quantize.py` lists absolute times; `python benchmarks/ops/bench_fake_quantize.py`
+compares in interleaved rounds and writes `benchmarks/results/fake_quantize.json`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import paired
+
+from pqk_ext import build_info
+from pqk_ext.ops import fake_quantize
+
+SHAPES = {"36k": (64, 64, 3, 3), "2.1M": (512, 4096)}
+RANGE = {"quant_min": -127, "quant_max": 127}
+Call = Callable[[], object]
+
+
+class Data:
+    """One tensor with its parameters; every call gives fresh outputs and gradients."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.input = torch.randn(shape, generator=generator).requires_grad_()
+        self.grad = torch.randn(shape, generator=generator)
+        channels = shape[0]
+        self.one = torch.tensor([0.02])
+        self.one_zero = torch.zeros(1, dtype=torch.int32)
+        self.scale = torch.full((channels,), 0.02, requires_grad=True)
+        self.fixed_scale = self.scale.detach()
+        self.zero_point = torch.zeros(channels, requires_grad=True)
+        self.fixed_zero_point = torch.zeros(channels, dtype=torch.int32)
+
+    def backward(self, output: Tensor, *leaves: Tensor) -> object:
+        return torch.autograd.grad(output, leaves, self.grad)
+
+
+def per_tensor(d: Data) -> object:
+    return d.backward(fake_quantize(d.input, d.one, d.one_zero, **RANGE), d.input)
+
+
+def torch_per_tensor(d: Data) -> object:
+    return d.backward(torch.fake_quantize_per_tensor_affine(d.input, 0.02, 0, -127, 127), d.input)
+
+
+def per_channel(d: Data) -> object:
+    return d.backward(fake_quantize(d.input, d.fixed_scale, d.fixed_zero_point, axis=0, **RANGE), d.input)
+
+
+def torch_per_channel(d: Data) -> object:
+    output = torch.fake_quantize_per_channel_affine(d.input, d.fixed_scale, d.fixed_zero_point, 0, -127, 127)
+    return d.backward(output, d.input)
+
+
+def learnable(d: Data) -> object:
+    output = fake_quantize(d.input, d.scale, d.zero_point, axis=0, **RANGE)
+    return d.backward(output, d.input, d.scale, d.zero_point)
+
+
+def torch_learnable(d: Data) -> object:
+    output = torch._fake_quantize_learnable_per_channel_affine(d.input, d.scale, d.zero_point, 0, -127, 127, 1.0)
+    return d.backward(output, d.input, d.scale, d.zero_point)
+
+
+def forward_only(d: Data) -> object:
+    with torch.no_grad():
+        return fake_quantize(d.input, d.fixed_scale, d.fixed_zero_point, axis=0, **RANGE)
+
+
+def torch_forward_only(d: Data) -> object:
+    with torch.no_grad():
+        return torch.fake_quantize_per_channel_affine(d.input, d.fixed_scale, d.fixed_zero_point, 0, -127, 127)
+
+
+# Name -> (ours, torch's, bytes an element that must be read and written).
+CASES = {
+    "per_tensor": (per_tensor, torch_per_tensor, 16.25),
+    "per_channel": (per_channel, torch_per_channel, 16.25),
+    "learnable_per_channel": (learnable, torch_learnable, 20),
+    "forward_per_channel": (forward_only, torch_forward_only, 8),
+}
+
+
+@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("who", ["pqk", "torch"])
+def test_fake_quantize(benchmark: Callable[..., object], who: str, case: str, size: str) -> None:
+    torch.set_num_threads(1)
+    data = Data(SHAPES[size])
+    benchmark(CASES[case][0 if who == "pqk" else 1], data)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    results = []
+    for size, shape in SHAPES.items():
+        data = Data(shape)
+        for name, (ours, theirs, bytes_an_element) in CASES.items():
+            result = paired.compare(
+                f"{name} {size}",
+                lambda ours=ours, data=data: ours(data),
+                lambda theirs=theirs, data=data: theirs(data),
+                bytes_moved=int(bytes_an_element * data.input.numel()),
+            )
+            print(result)
+            results.append(result)
+    path = paired.write_results("fake_quantize", results, threads=1, torch=torch.__version__, build=build_info())
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
