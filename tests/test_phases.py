@@ -143,7 +143,10 @@ def test_without_kl_the_student_goes_on_as_in_phase_1_bit_for_bit() -> None:
 
 
 def test_kl_changes_the_student() -> None:
-    with_kl, without = student_state(trained()), student_state(trained(PQKConfig(**{**CONFIG.to_dict(), "teacher": False})))
+    with_kl, without = (
+        student_state(trained()),
+        student_state(trained(PQKConfig(**{**CONFIG.to_dict(), "teacher": False}))),
+    )
     assert not torch.equal(with_kl["conv2.weight"], without["conv2.weight"])
 
 

@@ -97,7 +97,6 @@ class CheckpointStore:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self._best_of_step: dict[int, int | None] = {}
-        sweep_temporaries(run_dir)
 
     def holds_run(self) -> bool:
         """Whether the directory has a checkpoint, whole or not."""
@@ -127,11 +126,12 @@ class CheckpointStore:
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
         """The newest step that is whole, or None for a directory that never had one.
 
-        A damaged newer file is reported and renamed to ``.corrupt``.
+        A damaged newer file is reported and renamed to ``.corrupt``; what killed saves left behind is removed.
 
         Raises:
             CheckpointError: there are files, and none is whole; nothing is removed or renamed.
         """
+        sweep_temporaries(self.run_dir)
         damaged: list[str] = []
         for step in reversed(self.steps("step")):
             try:

@@ -72,10 +72,24 @@ class Batches:
         self.dataset: Dataset[Any] = data
         self.batch_size = min(batch_size, self.size)
         self.shuffle, self.seed, self.num_workers, self.worker_init = shuffle, seed, num_workers, worker_init
+        self.rank, self.processes = 0, 1
 
     def __len__(self) -> int:
         """Batches an epoch."""
         return self.size // self.batch_size if self.shuffle else -(-self.size // self.batch_size)
+
+    def share(self, rank: int, size: int) -> None:
+        """Restricts this object to the part of process ``rank`` of ``size``.
+
+        Shuffled: an equal part of every batch, so that the steps stay what they are with one process; else every
+        ``size``-th batch.
+
+        Raises:
+            ValueError: a shuffled batch cannot be divided evenly.
+        """
+        if self.shuffle and self.batch_size % size:
+            raise ValueError(f"batch_size: expected a multiple of the {size} processes, got {self.batch_size}")
+        self.rank, self.processes = rank, size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number ``start`` on; nothing is loaded for those before it."""
@@ -83,6 +97,10 @@ class Batches:
         if self.shuffle:
             order = torch.randperm(self.size, generator=torch.Generator().manual_seed(derived_seed(self.seed, epoch)))
         batches = list(order.split(self.batch_size))[start : len(self)]
+        if self.shuffle:
+            batches = [batch.chunk(self.processes)[self.rank] for batch in batches]
+        else:
+            batches = batches[self.rank :: self.processes]
         if isinstance(self.dataset, TensorDataset):
             x, y = self.dataset.tensors
             return ((x[chosen], y[chosen]) for chosen in batches)

@@ -13,7 +13,7 @@ from pqk_ext import __version__, _core
 __all__ = ["describe_environment", "random_states", "restore_random_states"]
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
+def describe_environment(device: torch.device, processes: int) -> dict[str, Any]:
     """What must be equal for a resumed run to give the same bits."""
     return {
         "torch": str(torch.__version__),
@@ -23,7 +23,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "isa": _core.active_isa(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "world_size": 1,
+        "processes": processes,
     }
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from pqk_ext.config import PQKConfig
 from pqk_ext.training.data import Augment, Batches
 from pqk_ext.training.durable import RunLock
+from pqk_ext.training.group import Group
 from pqk_ext.training.settings import OptimizerFactory, Settings, cosine
 from pqk_ext.training.signals import SignalFlag, leave_signals_to_parent
 from pqk_ext.training.trainer import Trainer
@@ -78,6 +79,9 @@ def fit(
     for TensorBoard if that is installed. The first SIGINT or SIGTERM ends the run after the current step and a
     checkpoint with ``SystemExit(130)`` or ``(143)``; a second one ends the process at once.
 
+    Under ``torchrun``, or with an initialized process group, every process calls ``fit`` with the same arguments;
+    process 0 writes. A batch is then divided among the processes, and batch norm sees each part by itself.
+
     Args:
         model: a prepared model, or a plain one, which is prepared here if there is a config.
         train: map-style data set of (x, y), or a pair of tensors; y holds int64 class numbers.
@@ -85,7 +89,7 @@ def fit(
         config: settings of PQK; None trains a plain model with cross-entropy (the float reference).
         run_dir: directory of the run; made if absent.
         epochs: length of the run. With a plain model it replaces ``config.total_steps``; None takes the latter.
-        batch_size: samples a step.
+        batch_size: samples a step, of all processes together.
         lr: learning rate; the step sizes' is ``config.step_size_lr_factor`` times it.
         phase2_lr_factor: phase 2 starts its schedule at this multiple of ``lr``.
         weight_decay: of the weights; step sizes have none.
@@ -110,10 +114,9 @@ def fit(
         FileExistsError: ``resume="never"`` and the directory holds a run.
         ResumeMismatchError: the run on disk had other settings or data, or another environment.
         RunLockedError: another process trains in the directory.
-        RuntimeError: started by ``torchrun`` with several processes, which this version does not support.
+        RuntimeError: the processes of a group do not hold the same weights.
         ValueError: an argument outside its range.
     """
-    _refuse_several_processes()
     if resume not in ("auto", "never"):
         raise ValueError(f"resume: expected 'auto' or 'never', got {resume!r}")
     train_batches = Batches(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers)
@@ -139,33 +142,29 @@ def fit(
     model = _prepared(model, config, train_batches)
     directory = Path(run_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(directory)
+    group = Group(next(model.parameters()).device)
+    train_batches.share(group.rank, group.size)
+    val_batches.share(group.rank, group.size)
+    lock = RunLock(directory) if group.is_main else None
     train_batches.worker_init = val_batches.worker_init = lambda: _start_worker(lock)
     try:
-        trainer = Trainer(model, train_batches, val_batches, settings, directory)
+        trainer = Trainer(model, train_batches, val_batches, settings, directory, group)
         trainer.checkpoint_seconds, trainer.checkpoint_steps = checkpoint_seconds, checkpoint_steps
         with SignalFlag() as stop:
             trainer.begin(fresh=resume == "never", allow_inexact=allow_inexact, tensorboard=tensorboard)
             checkpoint = trainer.run(stop, progress=progress)
             best = trainer.load_best()
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
+        group.close()
     return FitResult(model.eval(), best["step"], best["accuracy"], checkpoint)
 
 
-def _start_worker(lock: RunLock) -> None:
-    lock.forget_in_child()
+def _start_worker(lock: RunLock | None) -> None:
+    if lock is not None:
+        lock.forget_in_child()
     leave_signals_to_parent()
-
-
-def _refuse_several_processes() -> None:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    size = torch.distributed.get_world_size() if distributed else int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1:
-        raise RuntimeError(
-            f"fit: expected one process, got a group of {size}: this version does not train in several processes. "
-            "Write the loop around model.pqk.loss and model.pqk.step, or start one process"
-        )
 
 
 def _length(

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pqk_ext.training.checkpoint import CheckpointStore
+from pqk_ext.training.checkpoint import CheckpointStore, read_checkpoint
 from pqk_ext.training.data import Batches, derived_seed, fingerprint
 from pqk_ext.training.environment import describe_environment, random_states, restore_random_states
 from pqk_ext.training.errors import DivergedError, ResumeMismatchError, TrainingInterrupted
+from pqk_ext.training.group import Group
 from pqk_ext.training.metrics import MetricsLog, ProgressBar
 from pqk_ext.training.settings import Settings, compare_with_checkpoint
 from pqk_ext.training.signals import SignalFlag
@@ -40,9 +41,12 @@ class Trainer:
     checkpoint_seconds: float = 300.0
     checkpoint_steps: int | None = None
 
-    def __init__(self, model: nn.Module, train: Batches, val: Batches, settings: Settings, run_dir: Path) -> None:
+    def __init__(
+        self, model: nn.Module, train: Batches, val: Batches, settings: Settings, run_dir: Path, group: Group
+    ) -> None:
         self.model, self.train, self.val, self.settings = model, train, val, settings
-        self.run_dir = run_dir
+        self.run_dir, self.group = run_dir, group
+        self.controller: Any = getattr(model, "pqk", None)
         self.device = next(model.parameters()).device
         self.store = CheckpointStore(run_dir)
         self.optimizer = settings.make_optimizer(model)
@@ -65,25 +69,41 @@ class Trainer:
         self.facts = {
             "settings": self.settings.to_json(),
             "data": {"train": fingerprint(self.train), "val": fingerprint(self.val)},
-            "environment": describe_environment(self.device),
+            "environment": describe_environment(self.device, self.group.size),
         }
-        loaded = self.store.load_newest()
-        if loaded is None:
-            self.metrics = MetricsLog(self.run_dir, 0, 0, tensorboard=tensorboard)
+        step, state = self._load_newest()
+        if state is None:
+            self._open_metrics(0, tensorboard)
+            self.group.share_from_main(_tensors(self.model))
             self._seed()
             return
-        step, state = loaded
         inexact = compare_with_checkpoint(state["facts"], self.facts, allow_inexact=allow_inexact)
         self._restore(step, state)
-        self.metrics = MetricsLog(self.run_dir, state["metrics_bytes"], step, tensorboard=tensorboard)
-        restore_random_states(state["random"])
+        self._open_metrics(state["metrics_bytes"], tensorboard)
+        if self.group.size == len(state["random"]):
+            restore_random_states(state["random"][self.group.rank])
+        else:
+            self._seed()
         if inexact:
             note = f"resumed inexactly at step {step}: " + "; ".join(inexact)
-            _log.warning("%s: %s", self.run_dir, note)
+            self._tell("%s: %s", self.run_dir, note)
             self.progress["notes"].append(note)
 
+    def _load_newest(self) -> tuple[int, dict[str, Any] | None]:
+        """Process 0 looks for the newest whole checkpoint; the others read the same one."""
+        loaded = self.store.load_newest() if self.group.is_main else None
+        step = self.group.from_main(loaded[0] if loaded else None)
+        if step is None:
+            return 0, None
+        return step, loaded[1] if loaded else read_checkpoint(self.store.path("step", step))
+
+    def _open_metrics(self, length: int, tensorboard: bool) -> None:
+        self.metrics: MetricsLog | None = None
+        if self.group.is_main:
+            self.metrics = MetricsLog(self.run_dir, length, self.step, tensorboard=tensorboard)
+
     def _seed(self) -> None:
-        seed = self.settings.seed
+        seed = derived_seed(self.settings.seed, self.group.rank)
         torch.manual_seed(seed)
         np.random.seed(seed & 0xFFFFFFFF)
         random.seed(seed)
@@ -105,22 +125,31 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise self._diverged(f"{name} has values that are not finite")
+        self.group.check_equal(_tensors(self.model))
+        states = self.group.all_objects(random_states())
+        if self.group.is_main:
+            self._write(states)
+        self.group.barrier()
+        self.unsaved_best = None
+        self.last_checkpoint = self.store.path("step", self.step)
+        self._saved = (self.step, self.progress["validated_step"])
+        return self.last_checkpoint
+
+    def _write(self, random_states_of_all: list[Any]) -> None:
         if self.unsaved_best is not None:
             assert self.best is not None
             self.store.save_best(self.best["step"], {"model": self.unsaved_best, "facts": self.facts})
-            self.unsaved_best = None
+        assert self.metrics is not None
         state = {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
-            "random": random_states(),
+            "random": random_states_of_all,
             "progress": self.progress,
             "best": self.best,
             "metrics_bytes": self.metrics.sync(),
             "facts": self.facts,
         }
-        self.last_checkpoint = self.store.save(self.step, state)
-        self._saved = (self.step, self.progress["validated_step"])
-        return self.last_checkpoint
+        self.store.save(self.step, state)
 
     def load_best(self) -> dict[str, Any]:
         """Puts the best weights into the model; gives step and accuracy."""
@@ -132,63 +161,85 @@ class Trainer:
 
     def run(self, stop: SignalFlag, *, progress: bool) -> Path:
         """Trains and validates up to the last step; gives the last checkpoint."""
-        bar = ProgressBar(self.settings.total_steps, self.step, enabled=progress)
+        bar = ProgressBar(self.settings.total_steps, self.step, enabled=progress and self.group.is_main)
         batches: Iterator[tuple[Tensor, Tensor]] | None = None
         last_save = time.monotonic()
         try:
             while True:
                 epoch, batch = divmod(self.step, len(self.train))
                 if self._validation_due() and not self._validate(stop):
-                    raise self._interrupted(stop)
+                    raise self._interrupted(self._signal(stop))
                 if self.step == self.settings.total_steps:
                     return self.save()
                 if batch == 0 or batches is None:
                     batches = self.train.epoch(epoch, batch)
                 loss = self._train_step(epoch, batch, *next(batches))
                 bar.update(self.step, self._description(loss))
-                if stop.received is not None:
-                    raise self._interrupted(stop)
-                every = self.checkpoint_steps
-                if (every and self.step % every == 0) or time.monotonic() - last_save >= self.checkpoint_seconds:
+                if (number := self._signal(stop)) is not None:
+                    raise self._interrupted(number)
+                if self._save_due(time.monotonic() - last_save):
                     self.save()
                     last_save = time.monotonic()
         finally:
             bar.close()
-            self.metrics.close()
+            if self.metrics is not None:
+                self.metrics.close()
 
     def _train_step(self, epoch: int, batch: int, x: Tensor, y: Tensor) -> float:
-        settings, controller = self.settings, getattr(self.model, "pqk", None)
+        settings, controller = self.settings, self.controller
         factor = settings.lr_factor(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         x, y = x.to(self.device), y.to(self.device)
         if settings.augment is not None:
-            seed = derived_seed(settings.seed, _AUGMENT, epoch, batch)
+            seed = derived_seed(settings.seed, _AUGMENT, epoch, batch, self.group.rank)
             x = settings.augment(x, torch.Generator(self.device).manual_seed(seed))
         self.model.train()
         loss = controller.loss(x, y) if controller is not None else F.cross_entropy(self.model(x), y)
-        value = float(loss.detach())
+        values = [row[0] for row in self.group.all_values([float(loss.detach())])]
+        value = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
         if not math.isfinite(value):
             raise self._diverged(f"the loss is {value}")
         loss.backward()
+        self.group.average_gradients(self.model.parameters())
         self.optimizer.step()
         if controller is not None:
             controller.step()
         self.optimizer.zero_grad()
+        self._share_what_has_no_gradient()
         self.step += 1
         self._log_step(value, epoch, self.base_rates[0] * factor)
         return value
+
+    def _share_what_has_no_gradient(self) -> None:
+        """Running statistics always; during the warm-up also the step sizes, which then follow observed ranges."""
+        config = self.settings.config
+        observing = config is not None and self.step <= config.warmup_steps
+        self.group.share_from_main(_tensors(self.model) if observing else self.model.buffers())
 
     def _log_step(self, loss: float, epoch: int, lr: float) -> None:
         self.progress["loss_sum"] += loss
         self.progress["loss_count"] += 1
         if self.step % self.settings.log_every and self.step != self.settings.total_steps:
             return
-        controller = getattr(self.model, "pqk", None)
-        values = {"epoch": epoch, "lr": lr} | (controller.metrics() if controller is not None else {})
+        values = {"epoch": epoch, "lr": lr} | (self.controller.metrics() if self.controller is not None else {})
         values["loss"] = self.progress["loss_sum"] / self.progress["loss_count"]
         self.progress["loss_sum"], self.progress["loss_count"] = 0.0, 0
-        self.metrics.write(self.step, values)
+        self._write_metrics(values)
+
+    def _write_metrics(self, values: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.write(self.step, values)
+
+    def _signal(self, stop: SignalFlag) -> int | None:
+        """The signal that any of the processes got; the same answer in each."""
+        received = [int(row[0]) for row in self.group.all_values([stop.received or 0])]
+        return max(received) or None
+
+    def _save_due(self, seconds: float) -> bool:
+        """By steps, or by the clock of process 0."""
+        by_steps = self.checkpoint_steps is not None and self.step % self.checkpoint_steps == 0
+        return by_steps or bool(self.group.all_values([seconds >= self.checkpoint_seconds])[0][0])
 
     def _validation_due(self) -> bool:
         at_edge = self.step % len(self.train) == 0 or self.step == self.settings.total_steps
@@ -200,16 +251,17 @@ class Trainer:
         self.model.eval()
         correct, loss_sum = 0, 0.0
         for x, y in self.val.epoch(0):
-            if stop.received is not None:
+            if stop.received is not None and self.group.size == 1:
                 return False
             x, y = x.to(self.device), y.to(self.device)
             logits = self.model(x)
             correct += int((logits.argmax(1) == y).sum())
             loss_sum += float(F.cross_entropy(logits, y, reduction="sum"))
-        accuracy, loss = correct / self.val.size, loss_sum / self.val.size
+        sums = self.group.all_values([correct, loss_sum])
+        accuracy, loss = (math.fsum(column) / self.val.size for column in zip(*sums, strict=True))
         if not math.isfinite(loss):
             raise self._diverged(f"the validation loss is {loss}")
-        self.metrics.write(self.step, {"val_loss": loss, "val_accuracy": accuracy})
+        self._write_metrics({"val_loss": loss, "val_accuracy": accuracy})
         self.progress["validated_step"] = self.step
         if self._may_be_best() and (self.best is None or accuracy > self.best["accuracy"]):
             self.best = {"step": self.step, "accuracy": accuracy, "loss": loss}
@@ -226,19 +278,25 @@ class Trainer:
     # --- ends -------------------------------------------------------------------------------------------------
 
     def _description(self, loss: float) -> str:
-        controller = getattr(self.model, "pqk", None)
-        phase = f"phase {controller.phase}  " if controller is not None else ""
+        phase = f"phase {self.controller.phase}  " if self.controller is not None else ""
         best = f"  best {self.best['accuracy']:.2%}" if self.best else ""
         return f"epoch {self.step // len(self.train) + 1}  {phase}loss {loss:.3f}{best}"
 
     def _diverged(self, what: str) -> DivergedError:
-        controller = getattr(self.model, "pqk", None)
-        phase = f", phase {controller.phase}" if controller is not None else ""
+        phase = f", phase {self.controller.phase}" if self.controller is not None else ""
         good = f"last good checkpoint: {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
         return DivergedError(f"training diverged at step {self.step}{phase}: {what}; {good}; try a lower lr")
 
-    def _interrupted(self, stop: SignalFlag) -> TrainingInterrupted:
-        assert stop.received is not None
+    def _interrupted(self, number: int | None) -> TrainingInterrupted:
+        assert number is not None
         checkpoint = self.save()
-        _log.warning("stopped by %s after step %d; %s", signal.Signals(stop.received).name, self.step, checkpoint)
-        return TrainingInterrupted(stop.received, self.step, checkpoint)
+        self._tell("stopped by %s after step %d; %s", signal.Signals(number).name, self.step, checkpoint)
+        return TrainingInterrupted(number, self.step, checkpoint)
+
+    def _tell(self, message: str, *values: object) -> None:
+        if self.group.is_main:
+            _log.warning(message, *values)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [value for value in model.state_dict().values() if isinstance(value, Tensor)]

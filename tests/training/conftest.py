@@ -79,6 +79,8 @@ def train(problem: Problem) -> Callable[..., FitResult]:
 @pytest.fixture
 def child() -> Callable[[Callable[[], Any]], multiprocessing.process.BaseProcess]:
     """Starts a function in a forked process, which has torch loaded already; its arguments need no pickling."""
+    # The first optimizer imports half of torch: here, and not in every child.
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
 
     def start(function: Callable[[], Any]) -> multiprocessing.process.BaseProcess:
         def run() -> None:

@@ -320,12 +320,6 @@ def test_run_directory_that_cannot_be_made_is_an_os_error(tmp_path: Path, train:
         train(tmp_path / "file" / "run")
 
 
-def test_several_processes_are_refused(tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="does not train in several processes"):
-        train(tmp_path)
-
-
 def test_tensorboard_files_are_written_where_it_is_installed(tmp_path: Path, train: Train) -> None:
     pytest.importorskip("tensorboard")
     train(tmp_path, epochs=1, tensorboard=True)
