@@ -145,7 +145,7 @@ std::vector<uint8_t> encode_sparse_huffman(const int8_t* values, int64_t count) 
   std::vector<uint8_t> out;
   put_varint(static_cast<uint32_t>(nonzeros.size()), out);
   if (nonzeros.empty()) return out;
-  const HuffmanLengths value_lengths = huffman_lengths(value_counts);
+  const HuffmanLengths value_lengths = huffman_lengths(value_counts, kFlip);
   const std::vector<uint8_t> tokens = gap_tokens(gaps, code);
   std::vector<uint8_t> gap_stream, value_stream;
   const int gap_spare = huffman_encode(code.lengths, tokens.data(), tokens.size(), 0, gap_stream);

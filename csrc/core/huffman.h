@@ -20,8 +20,11 @@ inline constexpr int kHuffmanTableSize = 1 << kHuffmanMaxLength;
 using HuffmanCounts = std::array<uint64_t, kHuffmanSymbols>;
 using HuffmanLengths = std::array<uint8_t, kHuffmanSymbols>;  // 0: the symbol is not used
 
-// Code lengths of 1..12 for every symbol with a count, minimal in total. One used symbol gets length 1.
-HuffmanLengths huffman_lengths(const HuffmanCounts& counts);
+// Code lengths of 1..12 for every symbol with a count, minimal in total bits. One used symbol gets length 1.
+HuffmanLengths optimal_huffman_lengths(const HuffmanCounts& counts);
+// The same, minimal in codes and length table together: lengths that rise and fall evenly have a smaller table,
+// which counts where symbols are few. May give lengths to symbols without a count, but never to `unused`.
+HuffmanLengths huffman_lengths(const HuffmanCounts& counts, int unused = -1);
 // Total bits that the counted symbols take.
 uint64_t huffman_bits(const HuffmanCounts& counts, const HuffmanLengths& lengths);
 // Throws E_HUFF_INCOMPLETE or E_HUFF_OVERSUBSCRIBED unless the lengths make a complete prefix code, or are one

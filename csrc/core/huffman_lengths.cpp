@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 
 #include "core/bit_stream.h"
 #include "core/huffman.h"
@@ -68,6 +69,30 @@ struct UsedRange {
   int first = 0, last = 0;
 };
 
+// Counts averaged over 2 * radius + 1 neighbours within the range of used symbols; a spike (a symbol with an
+// eighth of all, such as a zero) neither gives nor takes. Symbols in `unused` get none.
+HuffmanCounts smoothed(const HuffmanCounts& counts, int radius, int unused) {
+  const uint64_t total = std::accumulate(counts.begin(), counts.end(), uint64_t{0});
+  const auto is_spike = [&](int s) { return counts[s] * 8 > total; };
+  int first = 0, last = kHuffmanSymbols - 1;
+  while (first < last && counts[first] == 0) ++first;
+  while (last > first && counts[last] == 0) --last;
+  constexpr uint64_t kScale = 64;
+  HuffmanCounts result{};
+  for (int s = first; s <= last; ++s) {
+    if (s == unused) continue;
+    uint64_t sum = 0, members = 0;
+    for (int n = std::max(first, s - radius); n <= std::min(last, s + radius); ++n) {
+      if (n == unused || is_spike(n)) continue;
+      sum += counts[n];
+      ++members;
+    }
+    const uint64_t mean = is_spike(s) ? kScale * counts[s] : kScale * sum / members;
+    result[s] = std::max<uint64_t>(mean, counts[s] > 0);
+  }
+  return result;
+}
+
 UsedRange used_range(const HuffmanLengths& lengths) {
   UsedRange range;
   while (range.first < kHuffmanSymbols - 1 && lengths[range.first] == 0) ++range.first;
@@ -78,7 +103,7 @@ UsedRange used_range(const HuffmanLengths& lengths) {
 
 }  // namespace
 
-HuffmanLengths huffman_lengths(const HuffmanCounts& counts) {
+HuffmanLengths optimal_huffman_lengths(const HuffmanCounts& counts) {
   HuffmanLengths lengths{};
   std::vector<int> symbols;
   for (int s = 0; s < kHuffmanSymbols; ++s) {
@@ -101,6 +126,18 @@ HuffmanLengths huffman_lengths(const HuffmanCounts& counts) {
     taken = 2 * (taken - leaf_count);
   }
   return lengths;
+}
+
+HuffmanLengths huffman_lengths(const HuffmanCounts& counts, int unused) {
+  const auto cost = [&](const HuffmanLengths& lengths) {
+    return huffman_bits(counts, lengths) + 8 * static_cast<uint64_t>(huffman_lengths_size(lengths));
+  };
+  HuffmanLengths best = optimal_huffman_lengths(counts);
+  for (const int radius : {1, 2, 4, 8, 16}) {
+    const HuffmanLengths lengths = optimal_huffman_lengths(smoothed(counts, radius, unused));
+    if (cost(lengths) < cost(best)) best = lengths;
+  }
+  return best;
 }
 
 uint64_t huffman_bits(const HuffmanCounts& counts, const HuffmanLengths& lengths) {
