@@ -259,7 +259,8 @@ def _check_tensor_values(node: Node) -> None:
 
 
 def _check_bounded(tensor: NDArray[np.generic], name: str, limit: float) -> None:
-    fits = np.abs(tensor.astype(np.float64)) <= limit
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        fits = np.abs(tensor.astype(np.float64)) <= limit
     if not fits.all():
         channel = int(np.argmin(fits))
         _refuse("E_QPARAM", f"{name}[{channel}]", f"a finite number of at most {limit:.3g}", tensor[channel])

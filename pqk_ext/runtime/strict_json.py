@@ -12,7 +12,7 @@ __all__ = ["Json", "canonical", "parse"]
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
-_MAX_DIGITS = 19  # of an integer below 2^63
+_MAX_LENGTH = 20  # of -2^63 as text
 
 
 def parse(text: bytes, field: str) -> Json:
@@ -36,7 +36,7 @@ def parse(text: bytes, field: str) -> Json:
         return result
 
     def integer(digits: str) -> int:
-        if len(digits.lstrip("-")) > _MAX_DIGITS or not -(2**63) <= int(digits) < 2**63:
+        if len(digits) > _MAX_LENGTH or not -(2**63) <= int(digits) < 2**63:
             refuse("E_HEADER", "an integer of 64 bits", digits[:40])
         return int(digits)
 

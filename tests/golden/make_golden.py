@@ -1,0 +1,163 @@
+"""Makes the golden files of the current format version: python tests/golden/make_golden.py
+
+Files that are there already are never written again: old files must load for ever as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pqk_ext.runtime import format as pqk_format
+from pqk_ext.runtime.graph import Graph, Node, Value
+from pqk_ext.runtime.metadata import VERSION
+
+FOLDER = Path(__file__).parent / f"v{VERSION[0]}.{VERSION[1]}"
+CODES = {"quant_min": 0, "quant_max": 255}
+WINDOW = {"stride": [1, 1], "padding": [0, 0, 0, 0]}
+CONV = {**WINDOW, "dilation": [1, 1], "groups": 1, **CODES}
+
+
+def f32(number: float) -> float:
+    return float(np.float32(number))
+
+
+def value(*shape: int, scale: float = 0.05, zero_point: int = 0) -> Value:
+    return Value(shape, "u8", f32(scale), zero_point)
+
+
+def weight(rng: np.random.Generator, *shape: int, spread: float = 9.0, density: float = 1.0) -> np.ndarray[Any, Any]:
+    codes = np.clip(np.rint(rng.laplace(0, spread, shape)), -127, 127)
+    return (codes * (rng.random(shape) < density)).astype(np.int8)
+
+
+def affine(rng: np.random.Generator, channels: int) -> dict[str, np.ndarray[Any, Any]]:
+    return {
+        "multiplier": rng.uniform(1e-3, 1e-2, channels).astype(np.float32),
+        "bias": rng.standard_normal(channels).astype(np.float32),
+    }
+
+
+def small(density: float = 0.3) -> Graph:
+    """A convolution and a classifier."""
+    rng = np.random.default_rng(1)
+    return Graph(
+        Value((1, 6, 5), "f32"),
+        (
+            Node("quantize", "input", (0,), value(1, 6, 5, zero_point=128), dict(CODES)),
+            Node(
+                "conv2d",
+                "features.conv",
+                (1,),
+                value(8, 3, 3),
+                {**CONV, "stride": [2, 2], "padding": [1, 1, 1, 1]},
+                {"weight": weight(rng, 8, 1, 3, 3, density=density), **affine(rng, 8)},
+            ),
+            Node("flatten", "flatten", (2,), value(72)),
+            Node(
+                "linear",
+                "classifier",
+                (3,),
+                Value((3,), "f32"),
+                {},
+                {"weight": weight(rng, 3, 72, spread=3.0, density=density), **affine(rng, 3)},
+            ),
+        ),
+    )
+
+
+def four_bits() -> Graph:
+    """Weights of 4 and 2 bits, one of them a single value."""
+    rng = np.random.default_rng(2)
+    codes = np.clip(weight(rng, 40, 30, spread=2.0), -7, 7)
+    return Graph(
+        Value((30,), "f32"),
+        (
+            Node("quantize", "input", (0,), value(30, zero_point=3), dict(CODES)),
+            Node("linear", "hidden", (1,), value(40), dict(CODES), {"weight": codes, **affine(rng, 40)}),
+            Node(
+                "linear",
+                "ones",
+                (2,),
+                Value((2,), "f32"),
+                {},
+                {"weight": np.ones((2, 40), np.int8), **affine(rng, 2)},
+            ),
+        ),
+    )
+
+
+def all_ops() -> Graph:
+    """Every operator once, with attributes that are no defaults."""
+    rng = np.random.default_rng(3)
+    pool = {"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1, 1, 1]}
+    mean = {"multiplier": f32(1.1), "bias": f32(0.5), "quant_min": 0, "quant_max": 200}
+    table = np.sort(rng.integers(0, 256, 256)).astype(np.uint8)
+    zero_points = {"zero_point": rng.integers(0, 256, 8).astype(np.uint8)}
+    conv_a = {"weight": weight(rng, 4, 2, 3, 3), **affine(rng, 4)}
+    conv_b = {"weight": weight(rng, 4, 1, 3, 3, density=0.5), **affine(rng, 4)}
+    padded = {**CONV, "padding": [1, 1, 1, 1]}
+    depthwise = {**CONV, "padding": [2, 2, 2, 2], "dilation": [2, 2], "groups": 4, "residual_multiplier": f32(0.7)}
+    add = {"multiplier_a": f32(0.5), "multiplier_b": f32(0.25), "bias": f32(3.0), **CODES}
+    cut = {"start": [0, 1, 0], "stop": [8, 9, 8], "step": [2, 1, 1]}
+    linear_a = {"weight": weight(rng, 6, 16), **affine(rng, 6)}
+    linear_b = {"weight": weight(rng, 6, 6), **affine(rng, 6)}
+    nodes = (
+        Node("quantize", "input", (0,), value(2, 8, 8, zero_point=120), dict(CODES)),
+        Node("conv2d", "conv_a", (1,), value(4, 8, 8), padded, conv_a),
+        Node("conv2d", "conv_b", (2, 2), value(4, 8, 8), depthwise, conv_b),
+        Node("lookup", "sigmoid", (3,), value(4, 8, 8, scale=1 / 256), {}, {"table": table}),
+        Node("add", "add", (3, 4), value(4, 8, 8, zero_point=7), add),
+        Node("concat", "concat", (4, 5), Value((8, 8, 8), "u8")),
+        Node("affine", "norm", (6,), value(8, 8, 8), dict(CODES), {**zero_points, **affine(rng, 8)}),
+        Node("pad", "pad", (7,), value(8, 10, 9), {"before": [0, 1, 0], "after": [0, 1, 1]}),
+        Node("slice", "slice", (8,), value(4, 8, 8), cut),
+        Node("max_pool2d", "max", (9,), value(4, 8, 8), {**pool, "dilation": [1, 1]}),
+        Node("avg_pool2d", "mean", (10,), value(4, 8, 8), {**pool, "count_include_pad": 0, **mean}),
+        Node("adaptive_avg_pool2d", "mean_2x2", (11,), value(4, 2, 2), {"output_size": [2, 2], **mean}),
+        Node("flatten", "flatten", (12,), value(16)),
+        Node("linear", "linear_a", (13,), value(6), dict(CODES), linear_a),
+        Node("linear", "linear_b", (14, 14), value(6), {**CODES, "residual_multiplier": f32(1.5)}, linear_b),
+        Node("dequantize", "logits", (15,), Value((6,), "f32")),
+        Node("softmax", "softmax", (16,), Value((6,), "f32")),
+    )
+    return Graph(Value((2, 8, 8), "f32"), nodes)
+
+
+def golden() -> dict[str, tuple[Graph, str | None]]:
+    """File name, graph and codec (None: the smallest) of every golden file."""
+    return {
+        **{f"{codec}.pqk": (small(), codec) for codec in pqk_format.CODECS},
+        "four_bits.pqk": (four_bits(), None),
+        "all_ops.pqk": (all_ops(), None),
+    }
+
+
+def tensor_digests(graph: Graph) -> dict[str, str]:
+    """SHA-256 of every decoded tensor, with its dtype and shape."""
+    return {
+        f"{index}.{name} {tensor.dtype} {list(tensor.shape)}": hashlib.sha256(tensor.tobytes()).hexdigest()
+        for index, node in enumerate(graph.nodes)
+        for name, tensor in node.tensors.items()
+    }
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, (graph, codec) in golden().items():
+        path = FOLDER / name
+        if path.exists():
+            print(f"{path}: kept")
+            continue
+        pqk_format.write(graph, path, codec=codec)
+        digests = tensor_digests(graph)
+        path.with_suffix(".json").write_text(json.dumps(digests, indent=1) + "\n")
+        print(f"{path}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
