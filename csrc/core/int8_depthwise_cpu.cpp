@@ -13,13 +13,12 @@ namespace {
 
 constexpr int64_t kBlock = kLanes * 4;  // channels
 
-struct Window {
-  Quads vector[4];
-};
-
 #if PQK_ISA_LEVEL >= 2
 inline Ints load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline void store_bytes(uint8_t* p, Ints a) { _mm512_storeu_si512(p, a); }
+inline void store_bytes(uint8_t* p, Ints a, int64_t count) {
+  _mm512_mask_storeu_epi8(p, (uint64_t{1} << count) - 1, a);
+}
 inline Ints low_bytes(Ints a, Ints b) { return _mm512_unpacklo_epi8(a, b); }
 inline Ints high_bytes(Ints a, Ints b) { return _mm512_unpackhi_epi8(a, b); }
 inline Ints low_words(Ints a, Ints b) { return _mm512_unpacklo_epi16(a, b); }
@@ -31,6 +30,11 @@ inline Ints set_bytes(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x))
 #elif PQK_ISA_LEVEL == 1
 inline Ints load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline void store_bytes(uint8_t* p, Ints a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
+inline void store_bytes(uint8_t* p, Ints a, int64_t count) {
+  uint8_t bytes[sizeof(Ints)];
+  store_bytes(bytes, a);
+  memcpy(p, bytes, count);
+}
 inline Ints low_bytes(Ints a, Ints b) { return _mm256_unpacklo_epi8(a, b); }
 inline Ints high_bytes(Ints a, Ints b) { return _mm256_unpackhi_epi8(a, b); }
 inline Ints low_words(Ints a, Ints b) { return _mm256_unpacklo_epi16(a, b); }
@@ -42,6 +46,11 @@ inline Ints set_bytes(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x))
 #else
 inline Ints load_bytes(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 inline void store_bytes(uint8_t* p, Ints a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), a); }
+inline void store_bytes(uint8_t* p, Ints a, int64_t count) {
+  uint8_t bytes[sizeof(Ints)];
+  store_bytes(bytes, a);
+  memcpy(p, bytes, count);
+}
 inline Ints low_bytes(Ints a, Ints b) { return _mm_unpacklo_epi8(a, b); }
 inline Ints high_bytes(Ints a, Ints b) { return _mm_unpackhi_epi8(a, b); }
 inline Ints low_words(Ints a, Ints b) { return _mm_unpacklo_epi16(a, b); }
@@ -52,53 +61,61 @@ inline Ints maximum_bytes(Ints a, Ints b) { return _mm_max_epu8(a, b); }
 inline Ints set_bytes(uint8_t x) { return _mm_set1_epi8(static_cast<char>(x)); }
 #endif
 
+struct Interleaved {
+  Ints vector[4];
+};
+
 // Four pixels' channels as quads, in the packed order of channels.
-inline void interleave(Ints a, Ints b, Ints c, Ints d, Ints (&quads)[4]) {
+inline Interleaved interleave(Ints a, Ints b, Ints c, Ints d) {
+  // Keeps gcc 12 from loading every pixel twice, once for each half, and from spilling what it has loaded.
+  asm("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d));
   const Ints ab_low = low_bytes(a, b), ab_high = high_bytes(a, b);
   const Ints cd_low = low_bytes(c, d), cd_high = high_bytes(c, d);
-  quads[0] = low_words(ab_low, cd_low);
-  quads[1] = high_words(ab_low, cd_low);
-  quads[2] = low_words(ab_high, cd_high);
-  quads[3] = high_words(ab_high, cd_high);
+  return {{low_words(ab_low, cd_low), high_words(ab_low, cd_low), low_words(ab_high, cd_high),
+           high_words(ab_high, cd_high)}};
 }
 
 struct Sums {
   Ints vector[4];
 };
 
+// One block of channels. Kernels copy it, so that the compiler knows no store can change it.
 struct Block {
-  const Int8DepthwisePlan* plan;
+  int64_t height, windows, last_tap;  // last_tap: of a kernel row
+  int64_t row_step, tap_step;         // of the input, between taps
+  int64_t window_bytes;
   const uint8_t* weight;
-  int64_t constants;           // index of the block's first channel in the packed constants
-  int64_t channels;            // that exist
-  int64_t row_step, tap_step;  // of the input, between taps
+  const int32_t* compensation;
+  const float *multiplier, *bias;
+  int64_t channels;  // that exist
+  int32_t quant_min, quant_max, residual_zero_point;
+  float residual_multiplier;
+  bool float_output;
 };
 
 // The sums of `Outputs` neighbouring output pixels; `input` is the first one's first tap.
 template <int Outputs>
 inline void multiply_window(const Block& block, const uint8_t* input, Sums (&sums)[Outputs]) {
-  const Int8DepthwisePlan& p = *block.plan;
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    const Ints compensation = load_ints(p.epilogue.compensation + block.constants + i * kLanes);
+    const Ints compensation = load_ints(block.compensation + i * kLanes);
 #pragma GCC unroll 2
     for (int o = 0; o < Outputs; ++o) sums[o].vector[i] = compensation;
   }
   // The last pixel that this many outputs need: a window's further pixels have zero weights and are not read.
-  const int64_t last = p.shape.kernel_width + Outputs - 2;
-  const int64_t window_bytes = p.outputs * 4 * kVectorWeights;
+  const int64_t last = block.last_tap + Outputs - 1;
   const uint8_t* weight = block.weight;
-  for (int64_t ky = 0; ky < p.shape.kernel_height; ++ky) {
+  for (int64_t ky = 0; ky < block.height; ++ky) {
     const uint8_t* row = input + ky * block.row_step;
 #pragma GCC unroll 1
-    for (int64_t first = 0; first < p.windows * 4; first += 4, weight += window_bytes) {
-      Ints pixels[4], quads[4];
-#pragma GCC unroll 4
-      for (int64_t t = 0; t < 4; ++t) pixels[t] = load_bytes(row + std::min(first + t, last) * block.tap_step);
-      interleave(pixels[0], pixels[1], pixels[2], pixels[3], quads);
+    for (int64_t first = 0; first < block.windows * 4; first += 4, weight += block.window_bytes) {
+      const Interleaved quads = interleave(load_bytes(row + first * block.tap_step),
+                                           load_bytes(row + std::min(first + 1, last) * block.tap_step),
+                                           load_bytes(row + std::min(first + 2, last) * block.tap_step),
+                                           load_bytes(row + std::min(first + 3, last) * block.tap_step));
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        const Quads x = split_quads(quads[i]);
+        const Quads x = split_quads(quads.vector[i]);
 #pragma GCC unroll 2
         for (int o = 0; o < Outputs; ++o) {
           sums[o].vector[i] =
@@ -111,30 +128,28 @@ inline void multiply_window(const Block& block, const uint8_t* input, Sums (&sum
 
 // rescale and rescale_residual of numerics.h.
 template <bool HasResidual>
-inline void real_values(const Int8Epilogue& e, int64_t constants, const Sums& sums, const uint8_t* residual,
-                        Floats (&values)[4]) {
-  Ints others[4];
+inline void real_values(const Block& block, const Sums& sums, const uint8_t* residual, Floats (&values)[4]) {
+  [[maybe_unused]] Interleaved others;
   if constexpr (HasResidual) {
     const Ints zero = set_ints(0);
-    interleave(load_bytes(residual), zero, zero, zero, others);
+    others = interleave(load_bytes(residual), zero, zero, zero);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    Floats value = multiply(to_floats(sums.vector[i]), load_floats(e.multiplier + constants + i * kLanes));
+    Floats value = multiply(to_floats(sums.vector[i]), load_floats(block.multiplier + i * kLanes));
     if constexpr (HasResidual) {
-      const Ints difference = subtract(others[i], set_ints(e.residual_zero_point));
-      value = add(value, multiply(to_floats(difference), set_floats(e.residual_multiplier)));
+      const Ints difference = subtract(others.vector[i], set_ints(block.residual_zero_point));
+      value = add(value, multiply(to_floats(difference), set_floats(block.residual_multiplier)));
     }
-    values[i] = add(value, load_floats(e.bias + constants + i * kLanes));
+    values[i] = add(value, load_floats(block.bias + i * kLanes));
   }
 }
 
 template <bool HasResidual>
 inline void store_pixel(const Block& block, const Sums& sums, const uint8_t* residual, uint8_t* output) {
-  const Int8Epilogue& e = block.plan->epilogue;
   Floats values[4];
-  real_values<HasResidual>(e, block.constants, sums, residual, values);
-  if (e.float_output) {
+  real_values<HasResidual>(block, sums, residual, values);
+  if (block.float_output) {
     float packed[4 * kLanes];
     for (int i = 0; i < 4; ++i) store_floats(packed + i * kLanes, values[i]);
     for (int64_t c = 0; c < block.channels; ++c) {
@@ -144,41 +159,56 @@ inline void store_pixel(const Block& block, const Sums& sums, const uint8_t* res
     return;
   }
   // As in TileConstants::code_ints; the packs bring the channels back into order.
-  const Floats high = set_floats(static_cast<float>(e.quant_max));
+  const Floats high = set_floats(static_cast<float>(block.quant_max));
   Ints codes[4];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) codes[i] = round_to_ints(minimum(values[i], high));
   const Ints bytes = maximum_bytes(pack_bytes(pack_words(codes[0], codes[1]), pack_words(codes[2], codes[3])),
-                                   set_bytes(static_cast<uint8_t>(e.quant_min)));
+                                   set_bytes(static_cast<uint8_t>(block.quant_min)));
   if (block.channels == kBlock) {
     store_bytes(output, bytes);
   } else {
-    uint8_t packed[kBlock];
-    store_bytes(packed, bytes);
-    memcpy(output, packed, block.channels);
+    store_bytes(output, bytes, block.channels);
   }
 }
 
-// One row of one block of channels.
-template <int Outputs, bool HasResidual>
-void multiply_row(const Block& block, const uint8_t* input, int64_t input_step, const uint8_t* residual,
-                  int64_t residual_step, uint8_t* output, int64_t output_step) {
-  const int64_t width = block.plan->shape.out_width;
+// One row of outputs of one block of channels: bytes from a pixel to the next, and the first pixel.
+struct Row {
+  const uint8_t *input, *residual;
+  uint8_t* output;
+  int64_t width, input_step, residual_step, output_step;
+};
+
+// Height and Windows fix the kernel's loops; 0 leaves them to run time.
+template <int Outputs, int Height, int Windows, bool HasResidual>
+void multiply_row(const Block& shared, const Row& shared_row) {
+  Block block = shared;
+  if (Height > 0) block.height = Height, block.windows = Windows;
+  const Row row = shared_row;
   int64_t x = 0;
-  for (; x + Outputs <= width; x += Outputs) {
+  for (; x + Outputs <= row.width; x += Outputs) {
     Sums sums[Outputs];
-    multiply_window<Outputs>(block, input + x * input_step, sums);
+    multiply_window<Outputs>(block, row.input + x * row.input_step, sums);
 #pragma GCC unroll 2
     for (int o = 0; o < Outputs; ++o) {
-      store_pixel<HasResidual>(block, sums[o], residual + (x + o) * residual_step,
-                               output + (x + o) * output_step);
+      store_pixel<HasResidual>(block, sums[o], row.residual + (x + o) * row.residual_step,
+                               row.output + (x + o) * row.output_step);
     }
   }
-  for (; x < width; ++x) {
+  if (x < row.width) {
     Sums sums[1];
-    multiply_window<1>(block, input + x * input_step, sums);
-    store_pixel<HasResidual>(block, sums[0], residual + x * residual_step, output + x * output_step);
+    multiply_window<1>(block, row.input + x * row.input_step, sums);
+    store_pixel<HasResidual>(block, sums[0], row.residual + x * row.residual_step,
+                             row.output + x * row.output_step);
   }
+}
+
+using RowFunction = void(const Block&, const Row&);
+
+template <int Outputs, bool HasResidual>
+RowFunction* row_function(int64_t height, int64_t windows) {
+  if (height == 3 && windows == 1) return &multiply_row<Outputs, 3, 1, HasResidual>;
+  return &multiply_row<Outputs, 0, 0, HasResidual>;
 }
 
 }  // namespace
@@ -188,31 +218,41 @@ Int8DepthwiseFormat int8_depthwise_format() { return {kWeightFormat, kLanes}; }
 void int8_depthwise_kernel(const Int8DepthwisePlan& p, const Int8ConvImages& images, int64_t row_begin,
                            int64_t row_end) {
   const Conv2dShape& s = p.shape;
+  const Int8Epilogue& e = p.epilogue;
   const Int8Image& input = images.input;
-  const bool has_residual = p.epilogue.has_residual;
-  const Int8Image residual = has_residual ? *images.residual : Int8Image{images.input.data, 0, 0};
-  const bool floats = p.epilogue.float_output;
-  const int64_t output_step = floats ? s.out_channels * int64_t{sizeof(float)} : images.output.pixel_stride;
-  const int64_t output_row = floats ? s.out_width * output_step : images.output.row_stride;
-  uint8_t* output = floats ? reinterpret_cast<uint8_t*>(images.float_output) : images.output.data;
-  const auto run = p.outputs == 2 ? (has_residual ? &multiply_row<2, true> : &multiply_row<2, false>)
-                                  : (has_residual ? &multiply_row<1, true> : &multiply_row<1, false>);
-  Block block;
-  block.plan = &p;
-  block.row_step = s.dilation_height * input.row_stride;
-  block.tap_step = s.dilation_width * input.pixel_stride;
-  const int64_t block_bytes = s.kernel_height * p.windows * p.outputs * 4 * kVectorWeights;
+  const Int8Image residual = e.has_residual ? *images.residual : Int8Image{images.input.data, 0, 0};
+  const int64_t channel_bytes = e.float_output ? sizeof(float) : 1;
+  const int64_t output_step = e.float_output ? s.out_channels * channel_bytes : images.output.pixel_stride;
+  const int64_t output_row = e.float_output ? s.out_width * output_step : images.output.row_stride;
+  uint8_t* output = e.float_output ? reinterpret_cast<uint8_t*>(images.float_output) : images.output.data;
+  const auto choose = p.outputs == 2 ? (e.has_residual ? &row_function<2, true> : &row_function<2, false>)
+                                     : (e.has_residual ? &row_function<1, true> : &row_function<1, false>);
+  RowFunction* const run = choose(s.kernel_height, p.windows);
+  const int64_t window_bytes = p.outputs * 4 * kVectorWeights;
   for (int64_t b = 0; b < p.blocks; ++b) {
     const int64_t channel = b * kBlock;
-    block.weight = p.weight + b * block_bytes;
-    block.constants = channel;
-    block.channels = std::min(kBlock, s.out_channels - channel);
+    const Block block{s.kernel_height,
+                      p.windows,
+                      s.kernel_width - 1,
+                      s.dilation_height * input.row_stride,
+                      s.dilation_width * input.pixel_stride,
+                      window_bytes,
+                      p.weight + b * s.kernel_height * p.windows * window_bytes,
+                      e.compensation + channel,
+                      e.multiplier + channel,
+                      e.bias + channel,
+                      std::min(kBlock, s.out_channels - channel),
+                      e.quant_min,
+                      e.quant_max,
+                      e.residual_zero_point,
+                      e.residual_multiplier,
+                      e.float_output};
     for (int64_t y = row_begin; y < row_end; ++y) {
       run(block,
-          input.data + channel + (y * s.stride_height - s.pad_top) * input.row_stride -
-              s.pad_left * input.pixel_stride,
-          s.stride_width * input.pixel_stride, residual.data + channel + y * residual.row_stride,
-          residual.pixel_stride, output + channel * (floats ? sizeof(float) : 1) + y * output_row, output_step);
+          {input.data + channel + (y * s.stride_height - s.pad_top) * input.row_stride -
+               s.pad_left * input.pixel_stride,
+           residual.data + channel + y * residual.row_stride, output + channel * channel_bytes + y * output_row,
+           s.out_width, s.stride_width * input.pixel_stride, residual.pixel_stride, output_step});
     }
   }
 }
