@@ -11,8 +11,8 @@ function(pqk_add_isa_objects target)
     add_library(pqk_${isa} OBJECT ${ARGN})
     target_compile_definitions(pqk_${isa} PRIVATE PQK_ISA=${isa} PQK_ISA_LEVEL=${level})
     target_link_libraries(pqk_${isa} PRIVATE pqk_options)
-    # gcc 12's own AVX-512 intrinsics trip this warning.
-    target_compile_options(pqk_${isa} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+    # gcc 12's own AVX-512 intrinsics trip these warnings.
+    target_compile_options(pqk_${isa} PRIVATE "$<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-uninitialized>")
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:pqk_${isa}>)
     math(EXPR level "${level} + 1")
   endforeach()

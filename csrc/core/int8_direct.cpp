@@ -29,6 +29,16 @@ int64_t panel_tiles(const Int8DirectPlan& plan) {
   return plan.shape.out_height * plan.shape.out_width <= 6 ? 4 : plan.tiles == 3 ? 3 : 2;
 }
 
+// Output rows for which compact input rows pay and fit their buffer.
+int64_t compact_rows(const Conv2dShape& s) {
+  const bool pays = s.groups == 1 && s.in_channels < 4 && s.dilation_width == 1 &&
+                    (s.kernel_width * s.in_channels + 3) / 4 < s.kernel_width;
+  if (!pays) return 0;
+  const int64_t input_rows = kCompactBytes / compact_row_bytes(s),
+                window = s.dilation_height * (s.kernel_height - 1);
+  return input_rows <= window ? 0 : (input_rows - window - 1) / s.stride_height + 1;
+}
+
 DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& constants)
     : plan_{}, kernel_(active_int8_direct_kernel()) {
   const Int8DirectFormat format = active_int8_direct_format()();
@@ -37,6 +47,9 @@ DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   plan_.group_out = shape.out_channels / shape.groups;
   plan_.tiles = (plan_.group_out + kOutTile - 1) / kOutTile;
   plan_.tap_quads = (plan_.group_in + 3) / 4;
+  plan_.compact_rows = compact_rows(shape);
+  plan_.row_quads = plan_.compact_rows > 0 ? (shape.kernel_width * shape.in_channels + 3) / 4
+                                           : shape.kernel_width * plan_.tap_quads;
   plan_.panel = std::min(format.max_panel, panel_tiles(plan_));
   pack_weight(constants.weight, format.weight);
   epilogue_ = std::make_unique<PackedEpilogue>(constants, shape.groups * plan_.tiles * kOutTile);
@@ -50,9 +63,8 @@ DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
 
 void DirectConv2d::pack_weight(const int8_t* weight, WeightFormat format) {
   const Conv2dShape& s = plan_.shape;
-  const int64_t taps = s.kernel_height * s.kernel_width;
   const int64_t block_bytes = kOutTile * 4 * weight_bytes(format);
-  plan_.tile_bytes = taps * plan_.tap_quads * block_bytes;
+  plan_.tile_bytes = s.kernel_height * plan_.row_quads * block_bytes;
   weight_ = AlignedArray<uint8_t>(s.groups * plan_.tiles * plan_.tile_bytes);
   plan_.weight = weight_.data();
   for (int64_t channel = 0; channel < s.out_channels; ++channel) {
@@ -61,10 +73,13 @@ void DirectConv2d::pack_weight(const int8_t* weight, WeightFormat format) {
     const int64_t panel = std::min(plan_.panel, plan_.tiles - first);
     uint8_t* base = weight_.data() + (group * plan_.tiles + first) * plan_.tile_bytes;
     for (int64_t c = 0; c < plan_.group_in; ++c) {
-      const int8_t* source = weight + (channel * plan_.group_in + c) * taps;
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const int64_t block = (tap * plan_.tap_quads + c / 4) * panel + tile - first;
-        store_weight(base + block * block_bytes, format, kOutTile, in_group % kOutTile, c % 4, source[tap]);
+      for (int64_t ky = 0; ky < s.kernel_height; ++ky) {
+        const int8_t* row = weight + ((channel * plan_.group_in + c) * s.kernel_height + ky) * s.kernel_width;
+        for (int64_t kx = 0; kx < s.kernel_width; ++kx) {
+          const int64_t byte = plan_.compact_rows > 0 ? kx * s.in_channels + c : kx * plan_.tap_quads * 4 + c;
+          const int64_t block = (ky * plan_.row_quads + byte / 4) * panel + tile - first;
+          store_weight(base + block * block_bytes, format, kOutTile, in_group % kOutTile, byte % 4, row[kx]);
+        }
       }
     }
   }

@@ -165,22 +165,18 @@ class PixelWalk {
   int64_t width_, left_;
 };
 
-}  // namespace
-
-Int8DirectFormat int8_direct_format() { return {kWeightFormat, kMaxPanel}; }
-
-void int8_direct_kernel(const Int8DirectPlan& p, const Int8ConvImages& images, int64_t row_begin,
-                        int64_t row_end) {
+// Output rows [row_begin, row_end).
+void multiply_rows(const Int8DirectPlan& p, const Int8ConvImages& images, int64_t row_begin, int64_t row_end) {
   const Conv2dShape& s = p.shape;
   const int64_t pixels = (row_end - row_begin) * s.out_width;
   const int64_t tap_step = s.dilation_width * images.input.pixel_stride;
-  const bool one_run = s.groups == 1 && tap_step == p.tap_quads * 4;
+  const bool one_run = p.compact_rows > 0 || (s.groups == 1 && tap_step == p.tap_quads * 4);
   Tile tile;
   tile.plan = &p;
   tile.row_step = s.dilation_height * images.input.row_stride;
   tile.run_step = tap_step;
   tile.runs = one_run ? 1 : s.kernel_width;
-  tile.run_quads = one_run ? s.kernel_width * p.tap_quads : p.tap_quads;
+  tile.run_quads = one_run ? p.row_quads : p.tap_quads;
   for (int64_t group = 0; group < s.groups; ++group) {
     for (int64_t first = 0; first < p.tiles; first += p.panel) {
       const int64_t panel = std::min(p.panel, p.tiles - first);
@@ -197,6 +193,65 @@ void int8_direct_kernel(const Int8DirectPlan& p, const Int8ConvImages& images, i
         requantize(p.epilogue, tile.sums, size, panel, tile.constants, channels, tile.output);
       }
     }
+  }
+}
+
+// The images from output row `row` on, with another input.
+Int8ConvImages from_row(const Int8DirectPlan& p, const Int8ConvImages& images, int64_t row,
+                        const Int8Image& input, Int8Image* residual) {
+  Int8ConvImages moved = images;
+  moved.input = input;
+  if (images.residual != nullptr) {
+    *residual = *images.residual;
+    residual->data += row * residual->row_stride;
+    moved.residual = residual;
+  }
+  if (p.epilogue.float_output) {
+    moved.float_output += row * p.shape.out_width * p.shape.out_channels;
+  } else {
+    moved.output.data += row * moved.output.row_stride;
+  }
+  return moved;
+}
+
+// Copies the input rows of output rows [row_begin, row_begin + rows) without the padding of their pixels.
+void compact_input(const Int8DirectPlan& p, const Int8Image& input, int64_t row_begin, int64_t rows,
+                   uint8_t* compact) {
+  const Conv2dShape& s = p.shape;
+  const int64_t first = row_begin * s.stride_height - s.pad_top, width = s.in_width + s.pad_left + s.pad_right;
+  const int64_t count = (rows - 1) * s.stride_height + s.dilation_height * (s.kernel_height - 1) + 1;
+  for (int64_t y = 0; y < count; ++y) {
+    const uint8_t* from = input.data + (first + y) * input.row_stride - s.pad_left * input.pixel_stride;
+    uint8_t* to = compact + y * compact_row_bytes(s);
+    if (s.in_channels == 1 && input.pixel_stride == 4) {
+      for (int64_t x = 0; x < width; ++x) to[x] = from[x * 4];
+      continue;
+    }
+    for (int64_t x = 0; x < width; ++x) {
+      for (int64_t c = 0; c < s.in_channels; ++c) to[x * s.in_channels + c] = from[x * input.pixel_stride + c];
+    }
+  }
+}
+
+}  // namespace
+
+Int8DirectFormat int8_direct_format() { return {kWeightFormat, kMaxPanel}; }
+
+void int8_direct_kernel(const Int8DirectPlan& p, const Int8ConvImages& images, int64_t row_begin,
+                        int64_t row_end) {
+  if (p.compact_rows == 0) {
+    multiply_rows(p, images, row_begin, row_end);
+    return;
+  }
+  const Conv2dShape& s = p.shape;
+  const int64_t row_bytes = compact_row_bytes(s);
+  alignas(64) uint8_t compact[kCompactBytes + 64];  // a quad may reach 3 bytes behind the last row
+  const Int8Image input{compact + s.pad_top * row_bytes + s.pad_left * s.in_channels, row_bytes, s.in_channels};
+  for (int64_t row = row_begin; row < row_end; row += p.compact_rows) {
+    const int64_t rows = std::min(p.compact_rows, row_end - row);
+    compact_input(p, images.input, row, rows, compact);
+    Int8Image residual;
+    multiply_rows(p, from_row(p, images, row, input, &residual), 0, rows);
   }
 }
 
