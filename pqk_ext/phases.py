@@ -180,7 +180,7 @@ class PQKController(nn.Module):
             return
         for layer in self.layers():
             layer.keep_scale_positive()
-        for quantizer in self._quantizers():
+        for quantizer in self.quantizers():
             quantizer.keep_scale_positive()
         if self.phase == 1 or not self.config.teacher:
             self._restore_unimportant()
@@ -242,11 +242,11 @@ class PQKController(nn.Module):
 
     # --- helpers ---------------------------------------------------------------------------------------------
 
-    def _quantizers(self) -> list[ActivationQuantizer]:
+    def quantizers(self) -> list[ActivationQuantizer]:
         return [q for q in self._model.pqk_quantizers.values() if isinstance(q, ActivationQuantizer)]
 
     def _scales(self) -> list[nn.Parameter]:
-        return [layer.weight_scale for layer in self.layers()] + [q.scale for q in self._quantizers()]
+        return [layer.weight_scale for layer in self.layers()] + [q.scale for q in self.quantizers()]
 
     def extra_repr(self) -> str:
         return f"phase={self.phase}, step={self._step} of {self.config.total_steps}"

@@ -1,1 +1,9 @@
 """From a prepared network to one file, and the proof that both compute the same."""
+
+from __future__ import annotations
+
+from pqk_ext.deploy.export import calibrate, export, quantize_post_training
+from pqk_ext.deploy.lower import lower
+from pqk_ext.deploy.parity import assert_parity, compare
+
+__all__ = ["assert_parity", "calibrate", "compare", "export", "lower", "quantize_post_training"]

@@ -14,6 +14,7 @@ __all__ = ["ActivationQuantizer"]
 
 _SAMPLES_PER_BATCH = 8192
 _MOMENTUM = 0.1
+_GOLDEN_RATIO = 2654435761  # 2**32 divided by it: neighbouring indices land far apart (Knuth)
 
 
 class ActivationQuantizer(nn.Module):
@@ -55,10 +56,14 @@ class ActivationQuantizer(nn.Module):
             ValueError: ``input`` holds NaN or infinity.
         """
         flat = input.detach().flatten()
-        # A fixed stride, not a random choice: the same batch gives the same range.
-        samples = flat[:: max(1, flat.numel() // _SAMPLES_PER_BATCH)]
-        if samples.numel() == 0:
+        if flat.numel() == 0:
             return
+        samples = flat
+        if flat.numel() > _SAMPLES_PER_BATCH:
+            # Spread by a multiplicative hash: a plain stride would fall into step with channels or rows, and a
+            # random choice would give another range for the same batch.
+            at = torch.arange(_SAMPLES_PER_BATCH, device=flat.device) * _GOLDEN_RATIO % flat.numel()
+            samples = flat[at]
         if not bool(torch.isfinite(samples).all()):
             raise ValueError("activations must be finite to choose a quantization range, got NaN or infinity")
         low, high = activation_range(samples, self.quant_max)

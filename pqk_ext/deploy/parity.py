@@ -1,0 +1,68 @@
+"""The proof that training's evaluation, the int8 torch ops and the runtime give the same bits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pqk_ext import runtime
+from pqk_ext.deploy.evaluate import TorchGraph
+from pqk_ext.preparation import PreparedModel
+
+__all__ = ["Parity", "assert_parity", "compare"]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Result of a comparison: how many samples were compared, and in how many of them any output bit differs."""
+
+    samples: int
+    different: int
+
+
+def compare(model: PreparedModel, path: str | os.PathLike[str], x: Tensor, *, num_threads: int = 1) -> Parity:
+    """Compares ``model.eval()(x)``, the int8 torch ops and the runtime on the file, bit for bit.
+
+    Args:
+        model: the prepared model that was exported.
+        path: its ``.pqk`` file.
+        x: float32 batch.
+        num_threads: of the runtime.
+    """
+    was_training = model.training
+    expected = _bits(model.eval()(x).cpu())
+    model.train(was_training)
+    network = runtime.load(Path(path), num_threads=num_threads)
+    from_file = _bits(torch.from_numpy(network(x.cpu().numpy())))
+    from_ops = _bits(TorchGraph(network.graph, native=True)(x.cpu()))
+    different = (expected != from_file) | (expected != from_ops)
+    return Parity(samples=len(x), different=int(different.reshape(len(x), -1).any(1).sum()))
+
+
+def _bits(output: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    return output.contiguous().numpy().view(np.int32)
+
+
+def assert_parity(model: PreparedModel, path: str | os.PathLike[str], x: Tensor, *, num_threads: int = 1) -> None:
+    """Raises unless the evaluation of ``model``, the int8 torch ops and the file give the same bits for ``x``.
+
+    Args:
+        model: the prepared model that was exported.
+        path: its ``.pqk`` file.
+        x: float32 batch of at least one sample.
+        num_threads: of the runtime.
+
+    Raises:
+        AssertionError: some sample's outputs differ; says how many.
+        ValueError: an empty batch, which would prove nothing.
+    """
+    if len(x) == 0:
+        raise ValueError("x must hold at least one sample, got an empty batch")
+    result = compare(model, path, x, num_threads=num_threads)
+    if result.different:
+        raise AssertionError(f"{result.different} of {result.samples} samples differ between evaluation and {path}")
