@@ -16,8 +16,9 @@ struct Quantizer {
 
 // A row of at most 4 channel planes: the codes of a pixel are one 32-bit word.
 template <int Channels>
-int quantize_planes(const Quantizer& code, const float* in, int64_t channel_stride, uint8_t* out,
-                    int64_t width) {
+int quantize_planes(const Quantizer& quantizer, const float* __restrict in, int64_t channel_stride,
+                    uint32_t* __restrict words, int64_t width) {
+  const Quantizer code = quantizer;
   int nan = 0;
   for (int64_t x = 0; x < width; ++x) {
     uint32_t word = 0;
@@ -26,7 +27,19 @@ int quantize_planes(const Quantizer& code, const float* in, int64_t channel_stri
       nan |= value != value;
       word |= static_cast<uint32_t>(code(value)) << (8 * c);
     }
-    memcpy(out + 4 * x, &word, sizeof word);
+    words[x] = word;
+  }
+  return nan;
+}
+
+// Channels of one pixel, or a vector.
+int quantize_run(const Quantizer& quantizer, const float* __restrict in, uint8_t* __restrict out, int64_t count) {
+  const Quantizer code = quantizer;
+  int32_t nan = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = in[i];
+    nan |= value != value;
+    out[i] = static_cast<uint8_t>(code(value));
   }
   return nan;
 }
@@ -38,20 +51,16 @@ int quantize_row(const QuantizeImageParams& p, const Quantizer& code, const Cons
   int nan = 0;
   if (input.channel_stride == 1) {
     for (int64_t x = 0; x < p.width; ++x) {
-      const float* pixel = in + x * input.pixel_stride;
-      uint8_t* __restrict codes = out + x * output.pixel_stride;
-      for (int64_t c = 0; c < p.channels; ++c) {
-        nan |= pixel[c] != pixel[c];
-        codes[c] = static_cast<uint8_t>(code(pixel[c]));
-      }
+      nan |= quantize_run(code, in + x * input.pixel_stride, out + x * output.pixel_stride, p.channels);
     }
     return nan;
   }
   if (output.pixel_stride == 4 && input.pixel_stride == 1) {
-    using Planes = int (*)(const Quantizer&, const float*, int64_t, uint8_t*, int64_t);
+    using Planes = int (*)(const Quantizer&, const float*, int64_t, uint32_t*, int64_t);
     static constexpr Planes planes[] = {quantize_planes<1>, quantize_planes<2>, quantize_planes<3>,
                                         quantize_planes<4>};
-    return planes[p.channels - 1](code, in, input.channel_stride, out, p.width);
+    uint32_t* words = reinterpret_cast<uint32_t*>(out);
+    return planes[p.channels - 1](code, in, input.channel_stride, words, p.width);
   }
   for (int64_t c = 0; c < p.channels; ++c) {
     const float* plane = in + c * input.channel_stride;
