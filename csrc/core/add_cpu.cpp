@@ -22,7 +22,7 @@ void add_kernel(const AddParams& p, const Int8Image& a, const Int8Image& b, cons
                 int64_t row_begin, int64_t row_end) {
   // Bytes between pixels may hold anything, so rows of equal layout are one run.
   const bool whole_rows = a.pixel_stride == b.pixel_stride && a.pixel_stride == output.pixel_stride &&
-                          output.pixel_stride == int8_pixel_stride(p.channels);
+                          output.pixel_stride - p.channels < 4;
   const int64_t runs = whole_rows ? 1 : p.width;
   const int64_t length = whole_rows ? p.width * output.pixel_stride : p.channels;
   for (int64_t y = row_begin; y < row_end; ++y) {

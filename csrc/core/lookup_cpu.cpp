@@ -27,8 +27,7 @@ void lookup_run(const uint8_t* table, const uint8_t* in, uint8_t* out, int64_t c
 
 void lookup_kernel(const LookupParams& p, const Int8Image& input, const Int8Image& output, int64_t row_begin,
                    int64_t row_end) {
-  const bool whole_rows =
-      input.pixel_stride == output.pixel_stride && output.pixel_stride == int8_pixel_stride(p.channels);
+  const bool whole_rows = input.pixel_stride == output.pixel_stride && output.pixel_stride - p.channels < 4;
   const int64_t runs = whole_rows ? 1 : p.width;
   const int64_t length = whole_rows ? p.width * output.pixel_stride : p.channels;
   for (int64_t y = row_begin; y < row_end; ++y) {

@@ -33,7 +33,8 @@ int quantize_planes(const Quantizer& quantizer, const float* __restrict in, int6
 }
 
 // Channels of one pixel, or a vector.
-int quantize_run(const Quantizer& quantizer, const float* __restrict in, uint8_t* __restrict out, int64_t count) {
+int quantize_run(const Quantizer& quantizer, const float* __restrict in, uint8_t* __restrict out,
+                 int64_t count) {
   const Quantizer code = quantizer;
   int32_t nan = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -54,6 +55,9 @@ int quantize_row(const QuantizeImageParams& p, const Quantizer& code, const Cons
       nan |= quantize_run(code, in + x * input.pixel_stride, out + x * output.pixel_stride, p.channels);
     }
     return nan;
+  }
+  if (p.channels == 1 && input.pixel_stride == 1 && output.pixel_stride == 1) {
+    return quantize_run(code, in, out, p.width);
   }
   if (output.pixel_stride == 4 && input.pixel_stride == 1) {
     using Planes = int (*)(const Quantizer&, const float*, int64_t, uint32_t*, int64_t);

@@ -50,6 +50,30 @@ def test_known_networks(isa: str, network: Any) -> None:
         assert_equal_bits(Model.from_graph(graph, num_threads=num_threads)(x), expected)
 
 
+def dense_block(growth: int) -> Graph:
+    """Nested concatenations; one value is read outside its own, one concatenation has a border."""
+    b = Builder((3, 6, 5))
+    x = b.conv2d(b.quantize(0), 8)
+    for _ in range(3):
+        y = b.conv2d(b.affine(x), growth)
+        x = b.concat(x, y)
+    z = b.affine(b.max_pool2d(b.concat(b.lookup(y), x), (2, 2), (2, 2), (0, 0, 0, 0)))
+    left, right = b.conv2d(z, 8, (1, 1), padding=(0, 0, 0, 0)), b.affine(z)
+    right = b.add("lookup", [right], {}, {"table": np.arange(256, dtype=np.uint8)[::-1].copy()}, qparams=b.kept(left))
+    b.conv2d(b.concat(left, right), 10, floats=True)
+    return b.graph()
+
+
+@pytest.mark.parametrize(("growth", "copies"), [(4, 0), (3, 4)])
+def test_concatenations_are_written_in_place(isa: str, growth: int, copies: int) -> None:
+    graph = dense_block(growth)
+    model = Model.from_graph(graph)
+    assert sum(kernel == "copy" for name, kernel in model.kernels if name != "output") == copies
+    x = samples(graph, 2)
+    for _ in range(2):
+        assert_equal_bits(model(x), reference.run(graph, x))
+
+
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_batches(isa: str, num_threads: int) -> None:
     graph = resnet8(seed=1)

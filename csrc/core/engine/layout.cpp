@@ -12,6 +12,9 @@ constexpr int64_t kSlack = 64;  // readable bytes before and after an image, whi
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+// Pixels of one channel lie side by side, so that a convolution can read the taps of a kernel row as channels.
+int64_t pixel_stride_of(int64_t channels) { return channels == 1 ? 1 : int8_pixel_stride(channels); }
+
 int64_t checked_product(int64_t a, int64_t b) {
   int64_t product;
   return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
@@ -24,14 +27,24 @@ Layout::Layout(const Graph& graph) : graph_(graph) {
   root_.resize(values);
   last_use_.assign(values, 0);
   borders_.resize(values);
+  concat_uses_.resize(values);
+  hosts_.resize(values);
+  tops_.resize(values);
+  placed_.resize(values);
   images_.resize(values);
   floats_.resize(values);
   find_views();
   find_borders_and_uses();
+  find_hosts();
   const Value& input = graph.input();
   floats_[0] = {FloatSlot::Memory::kInput, 0, input.pixels(), input.width, 1};
   for (int value = 1; value < static_cast<int>(values); ++value) {
-    if (!is_view(value)) place(value);
+    if (is_view(value)) continue;
+    if (graph_.value(value).dtype == DType::kF32) {
+      place_floats(value, value - 1);
+    } else {
+      place_image(value, value - 1);
+    }
   }
   arena_bytes_ = round_up(arena_bytes_ + kSlack, kAlignment);
 }
@@ -77,15 +90,42 @@ void Layout::find_borders_and_uses() {
   last_use_[root_.back()] = static_cast<int>(graph_.nodes().size());
 }
 
-void Layout::place(int value) {
-  if (graph_.value(value).dtype == DType::kF32) {
-    place_floats(value);
-  } else {
-    place_image(value);
+bool Layout::can_be_hosted(int value, int64_t channel) const {
+  const Border& border = borders_[value];
+  // Kernels may write up to a multiple of 4 channels. The host's border, if it has one, is not the value's.
+  return value != 0 && !is_view(value) && concat_uses_[value] == 1 && channel % 4 == 0 &&
+         graph_.value(value).channels % 4 == 0 && border.top + border.left + border.bottom + border.right == 0;
+}
+
+void Layout::find_hosts() {
+  const int values = static_cast<int>(root_.size());
+  for (const Node& node : graph_.nodes()) {
+    if (node.op != Op::kConcat) continue;
+    for (const int input : node.inputs) ++concat_uses_[root_[input]];
+  }
+  for (int value = 1; value < values; ++value) {
+    const Node& node = graph_.nodes()[value - 1];
+    if (node.op != Op::kConcat) continue;
+    int64_t channel = 0;
+    for (const int input : node.inputs) {
+      if (can_be_hosted(input, channel)) hosts_[input] = {value, channel};
+      channel += graph_.value(input).channels;
+    }
+  }
+  // Hosts come after what they hold, so one pass reaches hosts of hosts.
+  for (int value = 1; value < values; ++value) {
+    if (hosts_[value].value < 0) continue;
+    int& last_use = last_use_[hosts_[value].value];
+    last_use = std::max(last_use, last_use_[value]);
+  }
+  for (int value = values - 1; value >= 0; --value) {
+    const Host& host = hosts_[value];
+    tops_[value] = host.value < 0 ? Host{value, 0}
+                                  : Host{tops_[host.value].value, tops_[host.value].channel + host.channel};
   }
 }
 
-void Layout::place_floats(int value) {
+void Layout::place_floats(int value, int node) {
   const Value& shape = graph_.value(value);
   FloatSlot& slot = floats_[value];
   slot.channel_stride = 1;
@@ -101,27 +141,36 @@ void Layout::place_floats(int value) {
   }
   Buffer buffer{};
   buffer.bytes = 4 * shape.numel();
-  slot.offset = allocate(buffer, value).offset;
+  slot.offset = allocate(buffer, value, node).offset;
 }
 
-void Layout::place_image(int value) {
+// `node` is the one whose result is about to be written: for a host, that of the first value in it.
+void Layout::place_image(int value, int node) {
+  const Host& top = tops_[value];
+  if (top.value != value) {
+    if (!placed_[top.value]) place_image(top.value, node);
+    images_[value] = images_[top.value];
+    images_[value].offset += top.channel;
+    return;
+  }
+  if (placed_[value]) return;
+  placed_[value] = true;
   const Value& shape = graph_.value(value);
   Buffer buffer{};
   buffer.border = borders_[value];
   buffer.height = shape.height;
   buffer.width = shape.width;
-  buffer.pixel_stride = int8_pixel_stride(shape.channels);
+  buffer.pixel_stride = pixel_stride_of(shape.channels);
   buffer.zero_point = shape.zero_point;
   const Border& border = buffer.border;
   buffer.slot.pixel_stride = buffer.pixel_stride;
   buffer.slot.row_stride = checked_product(shape.width + border.left + border.right, buffer.pixel_stride);
   buffer.bytes = checked_product(shape.height + border.top + border.bottom, buffer.slot.row_stride);
-  images_[value] = allocate(buffer, value);
+  images_[value] = allocate(buffer, value, node);
 }
 
 // Takes the buffer of the same kind that was freed last, which is most likely still in the cache, or a new one.
-ImageSlot Layout::allocate(Buffer wanted, int value) {
-  const int node = value - 1;
+ImageSlot Layout::allocate(Buffer wanted, int value, int node) {
   const auto same = [](const Buffer& a, const Buffer& b) {
     return a.bytes == b.bytes && a.zero_point == b.zero_point && a.height == b.height && a.width == b.width &&
            a.pixel_stride == b.pixel_stride && a.border.top == b.border.top && a.border.left == b.border.left &&

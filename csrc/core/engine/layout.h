@@ -62,6 +62,8 @@ class Layout {
   bool is_view(int value) const { return root_[value] != value; }
   // The (C, H, W) value behind a view, or the value itself.
   int source(int value) const { return root_[value]; }
+  // The concatenation's input lies in the concatenation's image already.
+  bool is_in_place(int input, int concat) const { return hosts_[input].value == concat; }
   // The output was computed as dense NHWC and has to be put in NCHW order at the end.
   bool reorders_output() const { return reorders_output_; }
   int64_t arena_bytes() const { return arena_bytes_; }
@@ -70,6 +72,11 @@ class Layout {
  private:
   struct Border {
     int64_t top = 0, left = 0, bottom = 0, right = 0;
+  };
+  // Where a value is part of a concatenation's image.
+  struct Host {
+    int value = -1;
+    int64_t channel = 0;
   };
   struct Buffer {
     Border border;
@@ -82,10 +89,11 @@ class Layout {
 
   void find_views();
   void find_borders_and_uses();
-  void place(int value);
-  void place_floats(int value);
-  void place_image(int value);
-  ImageSlot allocate(Buffer wanted, int value);
+  void find_hosts();
+  bool can_be_hosted(int value, int64_t channel) const;
+  void place_floats(int value, int node);
+  void place_image(int value, int node);
+  ImageSlot allocate(Buffer wanted, int value, int node);
   bool flatten_is_view(const Node& node, int value) const;
 
   const Graph& graph_;
@@ -93,6 +101,9 @@ class Layout {
   std::vector<bool> only_linear_;  // read by linear layers only
   std::vector<int> last_use_;      // of a root, node index
   std::vector<Border> borders_;
+  std::vector<int> concat_uses_;    // how often a value is an input of a concatenation
+  std::vector<Host> hosts_, tops_;  // tops: the outermost host, or the value itself
+  std::vector<bool> placed_;
   std::vector<ImageSlot> images_;
   std::vector<FloatSlot> floats_;
   std::vector<Buffer> buffers_;

@@ -36,7 +36,9 @@ Plan::Plan(const Graph& graph)
   for (int value = 1; value <= values; ++value) {
     if (layout.is_view(value)) continue;
     const Node& node = graph.nodes()[value - 1];
-    steps_.push_back(make_step({graph, layout, node, value}));
+    std::unique_ptr<Step> step = make_step({graph, layout, node, value});
+    if (step == nullptr) continue;
+    steps_.push_back(std::move(step));
     infos_.push_back({node.name, steps_.back()->kernel_name()});
   }
   if (layout.reorders_output()) {

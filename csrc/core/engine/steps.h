@@ -72,7 +72,7 @@ struct StepContext {
   int32_t quant_max() const { return static_cast<int32_t>(node.attributes.quant_max); }
 };
 
-// Kernels are those of the instruction set in use now.
+// Kernels are those of the instruction set in use now. Null where nothing is left to do.
 std::unique_ptr<Step> make_conv_step(const StepContext& context);  // conv2d and linear
 std::unique_ptr<Step> make_map_step(
     const StepContext& context);  // quantize, add, affine, lookup, dequantize, softmax

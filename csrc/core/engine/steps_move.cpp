@@ -12,9 +12,12 @@ std::unique_ptr<Step> concat(const StepContext& context) {
   std::vector<Part> parts;
   int64_t at = 0;
   for (size_t i = 0; i < context.node.inputs.size(); ++i) {
-    parts.push_back({context.in_image(i), context.in(i).channels, at});
+    if (!context.layout.is_in_place(context.node.inputs[i], context.value)) {
+      parts.push_back({context.in_image(i), context.in(i).channels, at});
+    }
     at += context.in(i).channels;
   }
+  if (parts.empty()) return nullptr;
   const Value& out = context.out();
   return step_of("copy", out.height, 2 * out.numel(), kBytesPerThread,
                  [parts = std::move(parts), width = out.width, output = context.out_image()](
