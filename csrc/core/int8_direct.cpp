@@ -31,7 +31,7 @@ int64_t panel_tiles(const Int8DirectPlan& plan) {
 
 // Output rows for which compact input rows pay and fit their buffer.
 int64_t compact_rows(const Conv2dShape& s) {
-  const bool pays = s.groups == 1 && s.in_channels < 4 && s.dilation_width == 1 &&
+  const bool pays = s.groups == 1 && s.in_channels > 0 && s.in_channels < 4 && s.dilation_width == 1 &&
                     (s.kernel_width * s.in_channels + 3) / 4 < s.kernel_width;
   if (!pays) return 0;
   const int64_t input_rows = kCompactBytes / compact_row_bytes(s),
