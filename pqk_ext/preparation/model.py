@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pqk_ext.deploy.evaluate import IntegerEvaluation
 from pqk_ext.nn import ActivationQuantizer, PQKLayer, Role
 from pqk_ext.nn.batch_norm import RoleBatchNorm
 from pqk_ext.phases import PQKController
@@ -39,6 +38,8 @@ class PreparedModel(nn.Module):
     """
 
     def __init__(self, root: nn.Module, plan: Plan, quantizers: dict[str, ActivationQuantizer]) -> None:
+        from pqk_ext.deploy.evaluate import IntegerEvaluation  # deploy imports this package
+
         super().__init__()
         for name, child in root.named_children():
             self.add_module(name, child)
