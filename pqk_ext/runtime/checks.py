@@ -21,7 +21,8 @@ from pqk_ext.runtime.graph import OPS, Attribute, Graph, Node, OpSchema, Value
 __all__ = ["check_name", "check_structure", "check_values", "inside", "is_float32"]
 
 MAX_NODES = 65_536
-MAX_DIMENSION = MAX_ELEMENTS = 2**40
+MAX_DIMENSION = 2**31 - 1
+MAX_ELEMENTS = 2**40
 MAX_ATTRIBUTE = 2**31 - 1
 # Bounds that keep every product and sum of the formulas finite: |acc| < 2^31.
 MAX_MULTIPLIER = 2.0**64
@@ -30,7 +31,7 @@ MAX_BIAS = 2.0**96
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
 _AT_LEAST_ONE = {"stride", "dilation", "groups", "kernel", "step", "output_size"}
 _DTYPES = {"u8": np.uint8, "i8": np.int8, "f32": np.float32}
-_KEEPS_CODES = {"max_pool2d", "flatten", "slice", "pad"}
+_KEEPS_CODES = {"max_pool2d", "flatten", "pad"}
 _NEEDS_ZERO_POINT = {"conv2d", "linear", "add", "avg_pool2d", "adaptive_avg_pool2d", "pad", "dequantize"}
 
 
@@ -56,7 +57,7 @@ def check_shape(shape: tuple[object, ...], field: str, ranks: tuple[int, ...]) -
     elements = 1
     for axis, size in enumerate(shape):
         if type(size) is not int or not 1 <= size <= MAX_DIMENSION:
-            _refuse("E_SHAPE", f"{field}[{axis}]", "an integer in 1..2^40", repr(size))
+            _refuse("E_SHAPE", f"{field}[{axis}]", "an integer in 1..2^31 - 1", repr(size))
         elements *= size
     if elements > MAX_ELEMENTS:
         _refuse("E_SHAPE_OVERFLOW", field, "at most 2^40 elements", f"{shape}")
@@ -76,6 +77,8 @@ def check_structure(graph: Graph, max_decoded_bytes: int) -> None:
     for index, node in enumerate(graph.nodes):
         with inside(f"nodes[{index}]"):
             _check_node(graph, index, node)
+    if graph.nodes[-1].value.dtype != "f32":
+        _refuse("E_GRAPH_ATTR", f"nodes[{len(graph.nodes) - 1}].dtype", "f32, it is the output", "u8")
     _check_activation_bytes(graph, max_decoded_bytes)
 
 
@@ -168,8 +171,6 @@ def _check_attribute(name: str, value: Attribute, kind: type[int] | type[float] 
 
 def _check_quant_range(node: Node) -> None:
     low, high = node.attributes["quant_min"], node.attributes["quant_max"]
-    assert isinstance(low, int)
-    assert isinstance(high, int)
     if not 0 <= low <= high <= 255:
         _refuse("E_QPARAM", "quant_min", "0 <= quant_min <= quant_max <= 255", f"{low} and {high}")
 
@@ -211,15 +212,20 @@ def _check_quantization(node: Node, inputs: list[Value]) -> None:
         _check_scale(scale, zero_point)
     if node.value.dtype == "f32" and scale is not None:
         _refuse("E_QPARAM", "scale", "none for a float32 value", scale)
-    if node.op == "quantize" and scale is None:
-        _refuse("E_QPARAM", "scale", "a scale", "none")
+    if node.op == "quantize":
+        low, high = node.attributes["quant_min"], node.attributes["quant_max"]
+        if scale is None or zero_point is None:
+            _refuse("E_QPARAM", "scale", "a scale", "none")
+        if not low <= zero_point <= high:
+            _refuse("E_QPARAM", "zero_point", f"quant_min..quant_max, {low}..{high}", zero_point)
     if node.op in _NEEDS_ZERO_POINT:
         for slot, value in enumerate(inputs):
             if value.zero_point is None:
                 _refuse("E_QPARAM", f"inputs[{slot}]", "a value with one scale and zero_point", "one per channel")
     kept = [(value.scale, value.zero_point) for value in inputs]
-    same = all(pair == (scale, zero_point) for pair in kept)
-    if not same and (node.op in _KEEPS_CODES or (node.op == "concat" and scale is not None)):
+    # A part of a concatenation may have one scale where the whole has none.
+    keeps = node.op in _KEEPS_CODES or (node.op == "slice" and inputs[0].scale is not None)
+    if (keeps or (node.op == "concat" and scale is not None)) and set(kept) != {(scale, zero_point)}:
         _refuse("E_QPARAM", "scale", f"scale and zero_point of the input, {kept[0]}", (scale, zero_point))
 
 
@@ -268,8 +274,10 @@ def _check_bounded(tensor: NDArray[np.generic], name: str, limit: float) -> None
 
 def _check_accumulator(weight: NDArray[np.generic]) -> None:
     """|x - zero_point| <= 255, so that every partial sum of a channel lies within int32."""
+    if weight.min() == -128:
+        _refuse("E_VALUE_RANGE", f"weight[{int(weight.argmin())}]", "codes from -127 to 127", -128)
     channels = weight.reshape(weight.shape[0], -1)
-    if channels.shape[1] * 128 * 255 < 2**31:
+    if channels.shape[1] * 127 * 255 < 2**31:
         return
     for channel, row in enumerate(channels):
         bound = int(np.abs(row, dtype=np.int16).sum(dtype=np.int64)) * 255

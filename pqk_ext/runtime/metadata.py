@@ -45,7 +45,7 @@ _DTYPES = {"u8": np.uint8, "i8": np.int8, "f32": np.float32}
 
 
 def value_bits(weight: NDArray[np.int8]) -> int:
-    """The smallest width, 2..8, whose symmetric range -(2^(b-1) - 1)..2^(b-1) - 1 holds all values; 8 holds -128."""
+    """The smallest width b, 2..8, whose symmetric range -(2^(b-1) - 1)..2^(b-1) - 1 holds all values."""
     largest = max(int(weight.max(initial=0)), -int(weight.min(initial=0)))
     return min(8, max(2, largest.bit_length() + 1))
 
@@ -206,7 +206,7 @@ def _load_attributes(fields: dict[str, Json], schema: OpSchema, op: str, dtype: 
     attributes: dict[str, Attribute] = {}
     for name in schema.attributes:
         if name in fields:
-            attributes[name] = fields[name]  # type: ignore[assignment]
+            attributes[name] = fields[name]
         elif name in _DEFAULTS and not (name in schema.optional and dtype == "f32"):
             default = _DEFAULTS[name]
             attributes[name] = list(default) if isinstance(default, list) else default

@@ -19,7 +19,7 @@ from pqk_ext import _core
 from pqk_ext.errors import FormatError
 from pqk_ext.runtime import checks, container, metadata
 from pqk_ext.runtime.graph import Graph, Node
-from pqk_ext.runtime.metadata import WeightRecord, value_bits
+from pqk_ext.runtime.metadata import WeightRecord
 
 __all__ = ["MAX_DECODED_BYTES", "loads", "read"]
 
@@ -187,7 +187,7 @@ def _decode_weight(payload: NDArray[np.generic], record: WeightRecord, field: st
     except MemoryError:
         raise MemoryError(f"{field}: no memory for its {record.count} weights") from None
     limit = 2 ** (record.bits - 1) - 1
-    if record.bits < 8 and value_bits(flat) > record.bits:
+    if int(flat.max()) > limit or int(flat.min()) < -limit:
         index = int(np.argmax((flat > limit) | (flat < -limit)))
         expected = f"weights of {record.bits} bits, -{limit}..{limit}"
         _refuse("E_VALUE_RANGE", f"{field}[{index}]", expected, int(flat[index]))

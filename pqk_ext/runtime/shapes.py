@@ -43,13 +43,11 @@ class _Node:
         self.tensors = tensors
 
     def number(self, name: str) -> int:
-        value = self.attributes[name]
-        assert isinstance(value, int)
+        value: int = self.attributes[name]
         return value
 
     def numbers(self, name: str) -> list[int]:
-        value = self.attributes[name]
-        assert isinstance(value, list)
+        value: list[int] = self.attributes[name]
         return value
 
     def input(self, slot: int, rank: int | None = None) -> Shape:
@@ -180,10 +178,8 @@ def _avg_pool2d(node: _Node) -> Shape:
 
 def _adaptive_avg_pool2d(node: _Node) -> Shape:
     channels, *sizes = node.input(0, 3)
-    output = node.numbers("output_size")
-    longest = [min(size, -(-size // count) + 1) for size, count in zip(sizes, output, strict=True)]
-    _check_window_area("output_size", math.prod(longest))
-    return (channels, *output)
+    _check_window_area("inputs[0]", math.prod(sizes))
+    return (channels, *node.numbers("output_size"))
 
 
 def _flatten(node: _Node) -> Shape:

@@ -86,7 +86,7 @@ def test_round_trip_of_random_layers(
 ) -> None:
     rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray[Any, Any]] = {
-        "weight": np.clip(rng.normal(0, spread, (channels, features)), -128, 127).astype(np.int8),
+        "weight": np.clip(rng.normal(0, spread, (channels, features)), -127, 127).astype(np.int8),
         "multiplier": rng.normal(0, scale, channels).astype(np.float32).clip(-1e19, 1e19),
         "bias": rng.normal(0, 1e3, channels).astype(np.float32),
     }

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pqk_ext.errors import FormatError
-from pqk_ext.runtime import checks, container
+from pqk_ext.runtime import Model, container
 from pqk_ext.runtime import format as pqk_format
 from pqk_ext.runtime.graph import Graph
 
@@ -29,19 +29,19 @@ def outcome(data: bytes) -> str:
     except FormatError as error:
         named = error.code.startswith("E_") and error.field and error.expected and error.got
         return error.code if named else "unnamed"
-    assert_well_formed(graph)
+    assert_runs(graph)
     return "loaded"
 
 
-def assert_well_formed(graph: Graph) -> None:
-    """What the engine may rely on, looked at again without the reader's own path."""
-    checks.check_structure(graph, LIMIT)
-    checks.check_values(graph)
+def assert_runs(graph: Graph) -> None:
+    """What the reader accepts, the engine accepts and runs."""
     for node in graph.nodes:
         for tensor in node.tensors.values():
             assert tensor.flags.c_contiguous
             assert tensor.nbytes == math.prod(tensor.shape) * tensor.dtype.itemsize
-            np.add.reduce(tensor.reshape(-1).astype(np.float64))  # touches every element
+    model = Model.from_graph(graph, max_activation_bytes=2**28)
+    output = model(np.full((1, *model.input_shape), 0.25, np.float32))
+    assert output.shape == (1, *model.output_shape)
 
 
 def test_every_flipped_bit_is_found() -> None:
@@ -179,7 +179,7 @@ def test_damaged_weights_with_a_right_digest() -> None:
     for name in ("bitmask", "csr", "huffman", "sparse-huffman"):
         data = FILES[name]
         begin = 8 + int.from_bytes(data[:8], "little")
-        for _ in range(1500):
+        for _ in range(800):
             changed = bytearray(data)
             for _ in range(rng.integers(1, 4)):
                 changed[int(rng.integers(begin, len(data)))] ^= 1 << int(rng.integers(8))

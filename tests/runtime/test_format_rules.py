@@ -273,6 +273,7 @@ METADATA_CASES: dict[str, tuple[list[str | int], object, str, str]] = {
     "name": (["nodes", 1, "name"], "a b", "E_NAME", "nodes[1].name"),
     "name number": (["nodes", 1, "name"], 4, "E_NAME", "nodes[1].name"),
     "name missing": (["nodes", 1, "name"], REMOVED, "E_HEADER", "nodes[1].node"),
+    "output of codes": (["nodes", 3, "dtype"], REMOVED, "E_GRAPH_ATTR", "nodes[3].dtype"),
     "unknown attribute": (["nodes", 1, "stridee"], [1, 1], "E_HEADER", "nodes[1].node"),
     "later value": (["nodes", 1, "inputs"], [2], "E_GRAPH_REF", "nodes[1].inputs[0]"),
     "negative value": (["nodes", 1, "inputs"], [-1], "E_GRAPH_REF", "nodes[1].inputs[0]"),
@@ -320,6 +321,7 @@ METADATA_CASES: dict[str, tuple[list[str | int], object, str, str]] = {
     "zero point 300": (["nodes", 1, "zero_point"], 300, "E_QPARAM", "nodes[1].zero_point"),
     "zero point negative": (["nodes", 1, "zero_point"], -1, "E_QPARAM", "nodes[1].zero_point"),
     "zero point float": (["nodes", 1, "zero_point"], 0.0, "E_QPARAM", "nodes[1].zero_point"),
+    "zero point outside the range": (["nodes", 0, "quant_max"], 127, "E_QPARAM", "nodes[0].zero_point"),
     "quant range": (["nodes", 1, "quant_min"], 256, "E_QPARAM", "nodes[1].quant_min"),
     "codec": (["nodes", 1, "weight", "codec"], "zip", "E_ENUM", "nodes[1].weight.codec"),
     "codec number": (["nodes", 1, "weight", "codec"], 2, "E_ENUM", "nodes[1].weight.codec"),
@@ -331,7 +333,12 @@ METADATA_CASES: dict[str, tuple[list[str | int], object, str, str]] = {
     "weight rank": (["nodes", 1, "weight", "shape"], [8, 9], "E_GRAPH_SHAPE", "nodes[1].weight"),
     "weight rank 3": (["nodes", 1, "weight", "shape"], [8, 3, 3], "E_SHAPE", "nodes[1].weight.shape"),
     "weight 2^62 x 8": (["nodes", 1, "weight", "shape"], [2**62, 8], "E_SHAPE", "nodes[1].weight.shape[0]"),
-    "weight 2^32 x 2^32": (["nodes", 1, "weight", "shape"], [2**32] * 2, "E_SHAPE_OVERFLOW", "nodes[1].weight.shape"),
+    "weight 2^31 x 2^31": (
+        ["nodes", 1, "weight", "shape"],
+        [2**31 - 1] * 2,
+        "E_SHAPE_OVERFLOW",
+        "nodes[1].weight.shape",
+    ),
     "weight number": (["nodes", 1, "weight"], 3, "E_HEADER", "nodes[1].weight"),
     "weight missing": (["nodes", 1, "weight"], REMOVED, "E_HEADER", "nodes[1].node"),
     "weight key": (["nodes", 1, "weight", "path"], "/etc/passwd", "E_HEADER", "nodes[1].weight"),
@@ -438,8 +445,8 @@ def test_multiplier_may_be_negative_or_zero() -> None:
 
 def test_accumulator_bound(golden_graphs: ModuleType) -> None:
     graph_module = golden_graphs
-    features = 65_793 + 1  # x 255 x 128 is 2^31 and more
-    weight = np.full((2, features), -128, np.int8)
+    features = 66_312  # x 255 x 127 is more than 2^31
+    weight = np.full((2, features), -127, np.int8)
     weight[0] = 0
     node = graph_module.Node(
         "linear",
@@ -455,8 +462,15 @@ def test_accumulator_bound(golden_graphs: ModuleType) -> None:
         pqk_format.dumps(graph)
     assert (caught.value.code, caught.value.field) == ("E_QPARAM", "nodes[1].weight[1]")
     weight[1, 0] = 0
-    weight[1, 1] = -127
     pqk_format.dumps(graph)
+
+
+def test_weight_of_minus_128() -> None:
+    header, metadata, tensors = split((GOLDEN / "raw.pqk").read_bytes())
+    data = bytearray(tensors)
+    data[header["3.weight"]["data_offsets"][0] + 7] = 0x80
+    error = refused(join(header, metadata, bytes(data)))
+    assert (error.code, error.field, error.got) == ("E_VALUE_RANGE", "tensors['3.weight'][7]", "-128")
 
 
 def test_tensor_dtype_and_shape() -> None:
@@ -489,6 +503,7 @@ def test_activations_are_bounded(golden_graphs: ModuleType) -> None:
     nodes = (
         make.Node("quantize", "q", (0,), make.value(1, 1, 1), dict(make.CODES)),
         make.Node("pad", "grow", (1,), make.value(1, 2**20, 2**20), grow),
+        make.Node("dequantize", "output", (2,), make.Value((1, 2**20, 2**20), "f32")),
     )
     with pytest.raises(FormatError) as caught:
         pqk_format.dumps(make.Graph(make.Value((1, 1, 1), "f32"), nodes))
@@ -496,8 +511,8 @@ def test_activations_are_bounded(golden_graphs: ModuleType) -> None:
 
 
 def test_a_sparse_bomb_is_refused_before_decoding() -> None:
-    """12 bytes that stand for 2^34 zeros."""
-    features = 2**33
+    """One byte that stands for 2^32 - 2 zeros."""
+    features = 2**31 - 1
     metadata = {
         "digest": "0" * 64,
         "input": [features],
