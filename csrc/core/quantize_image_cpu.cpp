@@ -77,6 +77,25 @@ int quantize_row(const QuantizeImageParams& p, const Quantizer& code, const Cons
   return nan;
 }
 
+constexpr int64_t kNarrow = 64;  // rows shorter than this leave most of a vector loop's lanes empty
+constexpr int64_t kNarrowCodes = 1024;
+
+// Rows of one channel that follow each other in memory: quantized together, then moved to their places.
+int quantize_narrow(const QuantizeImageParams& p, const Quantizer& code, const float* in, int64_t row_begin,
+                    int64_t row_end, const Int8Image& output) {
+  uint8_t codes[kNarrowCodes];
+  const int64_t most = kNarrowCodes / p.width;
+  int nan = 0;
+  for (int64_t y = row_begin; y < row_end; y += most) {
+    const int64_t rows = row_end - y < most ? row_end - y : most;
+    nan |= quantize_run(code, in + y * p.width, codes, rows * p.width);
+    for (int64_t row = 0; row < rows; ++row) {
+      memcpy(output.data + (y + row) * output.row_stride, codes + row * p.width, static_cast<size_t>(p.width));
+    }
+  }
+  return nan;
+}
+
 int64_t find_nan(const QuantizeImageParams& p, const ConstFloatImage& input, int64_t row_begin,
                  int64_t row_end) {
   for (int64_t c = 0; c < p.channels; ++c) {
@@ -98,7 +117,12 @@ int64_t quantize_image_kernel(const QuantizeImageParams& p, const ConstFloatImag
   const Quantizer code{p.inv_scale, static_cast<float>(p.zero_point), static_cast<float>(p.quant_min),
                        static_cast<float>(p.quant_max)};
   int nan = 0;
-  for (int64_t y = row_begin; y < row_end; ++y) nan |= quantize_row(p, code, input, y, output);
+  if (p.channels == 1 && input.pixel_stride == 1 && output.pixel_stride == 1 && input.row_stride == p.width &&
+      p.width < kNarrow) {
+    nan = quantize_narrow(p, code, input.data, row_begin, row_end, output);
+  } else {
+    for (int64_t y = row_begin; y < row_end; ++y) nan |= quantize_row(p, code, input, y, output);
+  }
   return nan != 0 ? find_nan(p, input, row_begin, row_end) : -1;
 }
 

@@ -6,6 +6,7 @@
 
 #include "core/engine/execute.h"
 #include "core/error.h"
+#include "python/gil.h"
 #include "python/module.h"
 
 namespace py = pybind11;
@@ -139,21 +140,17 @@ class PyEngine {
     checked.finish();
     input_shape_ = shape_of(checked.input());
     output_shape_ = shape_of(checked.output());
-    const py::gil_scoped_release unlocked;
-    engine_ = std::make_unique<Engine>(checked, num_threads);
+    without_gil([&] { engine_ = std::make_unique<Engine>(checked, num_threads); });
   }
 
   py::array run(const py::object& x, const py::object& out) const {
     const py::array input = checked_input(x);
     const py::ssize_t batch = input.shape(0);
     py::array output = out.is_none() ? new_output(batch) : checked_output(out, batch);
-    int64_t nan;
-    {
-      const float* from = static_cast<const float*>(input.data());
-      float* to = static_cast<float*>(output.mutable_data());
-      const py::gil_scoped_release unlocked;
-      nan = engine_->run(from, to, batch);
-    }
+    const float* from = static_cast<const float*>(input.data());
+    float* to = static_cast<float*>(output.mutable_data());
+    int64_t nan = -1;
+    without_gil([&] { nan = engine_->run(from, to, batch); });
     if (nan >= 0)
       throw py::value_error("x must not contain NaN, found one at flat index " + std::to_string(nan));
     return output;
@@ -163,12 +160,9 @@ class PyEngine {
     const py::array input = checked_input(x);
     if (input.shape(0) < 1) throw py::value_error("profile needs at least one image");
     if (repeats < 1) throw py::value_error("repeats must be positive, got " + std::to_string(repeats));
+    const float* from = static_cast<const float*>(input.data());
     std::vector<double> seconds;
-    {
-      const float* from = static_cast<const float*>(input.data());
-      const py::gil_scoped_release unlocked;
-      seconds = engine_->profile(from, repeats);
-    }
+    without_gil([&] { seconds = engine_->profile(from, repeats); });
     std::vector<std::tuple<std::string, std::string, double>> result;
     for (size_t i = 0; i < seconds.size(); ++i) {
       result.emplace_back(engine_->plan().infos()[i].node, engine_->plan().infos()[i].kernel, seconds[i]);
