@@ -1,0 +1,163 @@
+"""A second reader, written from FORMAT.md alone in plain Python: it must see in every golden file what ours sees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from pqk_ext.runtime import format as pqk_format
+
+FILES = sorted((Path(__file__).parent.parent / "golden").glob("v*/*.pqk"))
+DEFAULTS: dict[str, Any] = {
+    "stride": [1, 1],
+    "padding": [0, 0, 0, 0],
+    "dilation": [1, 1],
+    "groups": 1,
+    "count_include_pad": 1,
+    "quant_min": 0,
+    "quant_max": 255,
+    "start": [0, 0, 0],
+    "step": [1, 1, 1],
+    "before": [0, 0, 0],
+    "after": [0, 0, 0],
+}
+
+
+def bits_of(data: bytes) -> str:
+    return "".join(f"{byte:08b}" for byte in data)
+
+
+class Payload:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, size: int) -> bytes:
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    def codes(self) -> dict[str, int]:
+        """A length table, as the dictionary from codes to symbols."""
+        first, last = self.take(2)
+        text = bits_of(self.data[self.at :])
+        at, previous = 0, 8
+        lengths: list[tuple[int, int]] = []
+        for symbol in range(first, last + 1):
+            if text.startswith("110", at):
+                at += 3
+                continue
+            if text[at] == "0":
+                step, at = 0, at + 1
+            elif text.startswith("10", at):
+                step, at = 1 - 2 * int(text[at + 2]), at + 3
+            else:
+                end = text.index("0", at + 3)
+                step, at = (end - at - 1) * (1 - 2 * int(text[end + 1])), end + 2
+            previous += step
+            lengths.append((previous, symbol))
+        self.at += (at + 7) // 8
+        codes: dict[str, int] = {}
+        code = 0
+        for index, (length, symbol) in enumerate(sorted(lengths)):
+            if index:
+                code = (code + 1) << (length - len(list(codes)[-1]))
+            codes[f"{code:0{length}b}"] = symbol
+        return codes
+
+
+def decode_stream(codes: dict[str, int], data: bytes, spare: int) -> list[int]:
+    text = bits_of(data)
+    text = text[: len(text) - spare]
+    symbols, begin = [], 0
+    for end in range(1, len(text) + 1):
+        if text[begin:end] in codes:
+            symbols.append(codes[text[begin:end]])
+            begin = end
+    assert begin == len(text)
+    return symbols
+
+
+def decode(codec: str, data: bytes, shape: list[int]) -> np.ndarray[Any, Any]:
+    count, payload = int(np.prod(shape)), Payload(data)
+    out = np.zeros(count, np.int64)
+    if codec == "bitmask":
+        mask = np.unpackbits(np.frombuffer(payload.take((count + 7) // 8), np.uint8), bitorder="little")[:count] == 1
+        out[mask] = np.frombuffer(payload.take(int(mask.sum())), np.int8)
+    elif codec == "csr":
+        width, nnz = payload.take(1)[0], payload.varint()
+        crow = np.frombuffer(payload.take(4 * (shape[0] + 1)), "<u4")
+        steps = np.frombuffer(payload.take(width * nnz), f"<u{width}").astype(np.int64)
+        values = np.frombuffer(payload.take(nnz), np.int8)
+        matrix = out.reshape(shape[0], -1)
+        for row in range(shape[0]):
+            part = slice(int(crow[row]), int(crow[row + 1]))
+            matrix[row, np.cumsum(steps[part])] = values[part]
+    elif codec == "huffman":
+        spare = payload.take(1)[0]
+        codes = payload.codes()
+        out[:] = np.array(decode_stream(codes, payload.data[payload.at :], spare)) - 128
+        return out
+    else:
+        nnz = payload.varint()
+        tokens, gap_bytes, escape, spare = payload.varint(), payload.varint(), *payload.take(2)
+        gap_codes, value_codes = payload.codes(), payload.codes()
+        gaps = decode_stream(gap_codes, payload.take(gap_bytes), spare % 8)
+        values = np.array(decode_stream(value_codes, payload.data[payload.at :], spare // 8)) - 128
+        assert (len(gaps), len(values)) == (tokens, nnz)
+        # Every token moves on; one below the escape also leaves a value and takes its place.
+        moves = np.array(gaps)
+        is_value = moves != escape
+        out[(np.cumsum(moves + is_value) - 1)[is_value]] = values
+        return out
+    assert payload.at == len(data)
+    return out
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_reader_written_from_the_text_agrees(path: Path) -> None:
+    data = path.read_bytes()
+    begin = 8 + len('{"__metadata__":{"pqk":"{\\"digest\\":\\"')
+    digest = data[begin : begin + 64]
+    assert hashlib.sha256(data[:begin] + b"0" * 64 + data[begin + 64 :]).hexdigest().encode() == digest
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata = json.loads(header["__metadata__"]["pqk"])
+    assert metadata["digest"].encode() == digest
+    tensors = safetensors.numpy.load(data)
+
+    graph = pqk_format.read(path)
+    assert list(graph.input.shape) == metadata["input"]
+    assert len(graph.nodes) == len(metadata["nodes"])
+    for index, (node, fields) in enumerate(zip(graph.nodes, metadata["nodes"], strict=True)):
+        assert (node.op, node.name, list(node.value.shape)) == (fields["op"], fields["name"], fields["shape"])
+        assert list(node.inputs) == fields.get("inputs", [index])
+        assert node.value.dtype == fields.get("dtype", "u8")
+        assert node.value.scale == fields.get("scale")
+        assert node.value.zero_point == (fields.get("zero_point", 0) if "scale" in fields else None)
+        for name, value in node.attributes.items():
+            assert value == fields.get(name, DEFAULTS.get(name))
+        for name, tensor in node.tensors.items():
+            if name == "weight":
+                record = fields["weight"]
+                stored = tensors[f"{index}.weight"]
+                if record["codec"] != "raw":
+                    stored = decode(record["codec"], stored.tobytes(), record["shape"]).reshape(record["shape"])
+            elif name in ("multiplier", "bias"):
+                stored = tensors[f"{index}.affine"][int(name == "bias")]
+            else:
+                stored = tensors[f"{index}.{name}"]
+            np.testing.assert_array_equal(tensor, stored.reshape(tensor.shape))
