@@ -43,7 +43,7 @@ inline Tensor masked_weight(const Tensor& weight, const Tensor& mask) {
 }
 
 // Measured: below these the sparse kernel does not pay for making the index.
-constexpr double kSparseDensity = 0.2;
+constexpr double kSparseDensity = 0.25;
 constexpr int64_t kSparsePositions = 32;  // outputs that share one weight
 constexpr int64_t kSparsePerRow = 8;      // kept weights of an output channel
 

@@ -26,7 +26,7 @@ def masked_conv2d(
 ) -> Tensor:
     """``conv2d(input, weight where mask else 0, bias, ...)``; the gradient of ``weight`` is masked too.
 
-    The dense engine is torch's own, on a weight masked in one pass. Where the mask keeps at most a fifth, and input
+    The dense engine is torch's own, on a weight masked in one pass. Where the mask keeps at most a quarter, and input
     and weight are contiguous float32 or float64 with ``groups == 1``, the forward pass runs a sparse kernel on what
     is kept, whose results differ from the dense one's by rounding alone (and where the input is not finite: 0 * inf
     is not computed). The backward pass is dense.

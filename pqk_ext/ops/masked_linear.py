@@ -16,7 +16,7 @@ __all__ = ["masked_linear"]
 def masked_linear(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
     """``linear(input, weight where mask else 0, bias)``; the gradient of ``weight`` is masked too.
 
-    Where the mask keeps more than a fifth, the batch has fewer than 32 rows, or the dtype is bfloat16, torch's dense
+    Where the mask keeps more than a quarter, the batch has fewer than 32 rows, or the dtype is bfloat16, torch's dense
     kernel runs on the masked weight. Below that, the forward pass runs a sparse kernel on what is kept, whose results
     differ from the dense one's by rounding alone (and where the input is not finite: 0 * inf is not computed). The
     backward pass is dense. Neither depends on the number of threads beyond what torch's kernels do.
