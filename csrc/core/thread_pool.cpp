@@ -7,6 +7,7 @@
 #include <immintrin.h>
 #endif
 
+#include <algorithm>
 #include <chrono>
 
 namespace pqk {
@@ -16,6 +17,8 @@ namespace {
 // scheduler's time slice.
 constexpr std::chrono::microseconds kSpin{20};
 constexpr int kChecksPerClock = 64;
+// More than one, so that a thread that the system holds back leaves its share to the others.
+constexpr int64_t kPiecesPerThread = 4;
 
 // Counts the forks that lead to this process. A pool made before a fork has lost its workers.
 std::atomic<int> fork_generation{0};
@@ -50,25 +53,66 @@ bool spin_until(const Done& done) {
 
 }  // namespace
 
+// A job is cut into pieces, which the caller and the workers claim one by one: a worker that comes late finds
+// nothing left, and nobody waits for it.
 struct ThreadPool::State {
+  // What claims look like: the job's number, how many pieces it has, how many are claimed. One word, so that a
+  // successful exchange proves the job is this one; it then cannot end, nor its fields change, before the piece
+  // is done.
+  struct Claim {
+    uint64_t word;
+    static Claim of(uint64_t job, uint64_t pieces) { return {job << 32 | pieces << 16}; }
+    uint64_t job() const { return word >> 32; }
+    int64_t pieces() const { return static_cast<int64_t>(word >> 16 & 0xffff); }
+    int64_t next() const { return static_cast<int64_t>(word & 0xffff); }
+    bool has_work() const { return next() < pieces(); }
+  };
+
   int generation;
   std::atomic<bool> busy{false};
 
-  // A job: written by the caller before `ticket` moves on, read by workers after they saw that.
   Range range = nullptr;
   void* context = nullptr;
   int64_t count = 0;
-  int64_t pieces = 0;
-  std::atomic<uint64_t> ticket{0};
-  std::atomic<int> unfinished{0};
+  std::atomic<uint64_t> claim{0};
+  std::atomic<int64_t> unfinished{0};
   std::atomic<bool> stop{false};
 
+  // Asleep: those who must be notified. Counted before they look for work a last time, read after work is
+  // there.
+  std::atomic<int> sleepers{0};
+  std::atomic<bool> caller_sleeps{false};
   std::mutex mutex;
   std::condition_variable wake;
   std::condition_variable finished;
   std::vector<std::thread> workers;
 
-  void run_piece(int64_t piece) const { range(context, piece * count / pieces, (piece + 1) * count / pieces); }
+  bool called() const { return Claim{claim.load()}.has_work() || stop; }
+
+  void run_pieces() {
+    Claim seen{claim.load(std::memory_order_acquire)};
+    while (seen.has_work()) {
+      if (!claim.compare_exchange_weak(seen.word, seen.word + 1, std::memory_order_acq_rel)) continue;
+      const int64_t piece = seen.next(), pieces = seen.pieces();
+      range(context, piece * count / pieces, (piece + 1) * count / pieces);
+      if (unfinished.fetch_sub(1) == 1 && caller_sleeps) {
+        {
+          const std::lock_guard<std::mutex> lock(mutex);
+        }
+        finished.notify_one();
+      }
+      seen.word = claim.load(std::memory_order_acquire);
+    }
+  }
+
+  void wait_until_finished() {
+    const auto done = [this] { return unfinished.load() == 0; };
+    if (spin_until(done)) return;
+    std::unique_lock<std::mutex> lock(mutex);
+    caller_sleeps = true;
+    finished.wait(lock, done);
+    caller_sleeps = false;
+  }
 };
 
 ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
@@ -76,7 +120,7 @@ ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
   state_ = std::make_unique<State>();
   state_->generation = current_generation();
   for (int id = 1; id < num_threads; ++id) {
-    state_->workers.emplace_back([state = state_.get(), id] { work(*state, id); });
+    state_->workers.emplace_back([state = state_.get()] { work(*state); });
   }
 }
 
@@ -90,35 +134,27 @@ ThreadPool::~ThreadPool() {
   {
     const std::lock_guard<std::mutex> lock(state_->mutex);
     state_->stop = true;
-    state_->ticket.fetch_add(1);
   }
   state_->wake.notify_all();
   for (std::thread& worker : state_->workers) worker.join();
 }
 
-void ThreadPool::work(State& state, int id) {
-  uint64_t seen = 0;
+void ThreadPool::work(State& state) {
+  const auto called = [&state] { return state.called(); };
   while (true) {
-    const auto called = [&] { return state.ticket.load(std::memory_order_acquire) != seen; };
     if (!spin_until(called)) {
       std::unique_lock<std::mutex> lock(state.mutex);
+      ++state.sleepers;
       state.wake.wait(lock, called);
+      --state.sleepers;
     }
-    // Every worker answers every ticket, also with nothing to do, so that tickets advance one by one.
-    ++seen;
     if (state.stop) return;
-    if (id < state.pieces) state.run_piece(id);
-    if (state.unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-      {
-        const std::lock_guard<std::mutex> lock(state.mutex);
-      }
-      state.finished.notify_one();
-    }
+    state.run_pieces();
   }
 }
 
 void ThreadPool::run(int64_t count, int64_t grain, Range range, void* context) const {
-  const int64_t pieces = std::min<int64_t>(num_threads_, (count + grain - 1) / grain);
+  const int64_t pieces = std::min<int64_t>(kPiecesPerThread * num_threads_, (count + grain - 1) / grain);
   if (pieces <= 1 || state_ == nullptr || state_->generation != current_generation() ||
       state_->busy.exchange(true, std::memory_order_acquire)) {
     range(context, 0, count);
@@ -128,19 +164,17 @@ void ThreadPool::run(int64_t count, int64_t grain, Range range, void* context) c
   state.range = range;
   state.context = context;
   state.count = count;
-  state.pieces = pieces;
-  state.unfinished.store(num_threads_ - 1, std::memory_order_relaxed);
-  {
-    const std::lock_guard<std::mutex> lock(state.mutex);
-    state.ticket.fetch_add(1, std::memory_order_release);
+  state.unfinished = pieces;
+  const uint64_t job = State::Claim{state.claim.load(std::memory_order_relaxed)}.job() + 1;
+  state.claim = State::Claim::of(job & 0xffffffff, static_cast<uint64_t>(pieces)).word;
+  if (state.sleepers > 0) {
+    {
+      const std::lock_guard<std::mutex> lock(state.mutex);
+    }
+    state.wake.notify_all();
   }
-  state.wake.notify_all();
-  state.run_piece(0);
-  const auto done = [&] { return state.unfinished.load(std::memory_order_acquire) == 0; };
-  if (!spin_until(done)) {
-    std::unique_lock<std::mutex> lock(state.mutex);
-    state.finished.wait(lock, done);
-  }
+  state.run_pieces();
+  state.wait_until_finished();
   state.busy.store(false, std::memory_order_release);
 }
 

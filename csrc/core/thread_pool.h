@@ -28,7 +28,7 @@ class ThreadPool final : public Parallel {
 
  private:
   struct State;
-  static void work(State& state, int id);
+  static void work(State& state);
 
   int num_threads_;
   std::unique_ptr<State> state_;  // null with one thread

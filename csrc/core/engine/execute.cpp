@@ -41,10 +41,9 @@ class Engine::Workspace {
 class Engine::Lease {
  public:
   explicit Lease(const Engine& engine) : engine_(&engine), workspace_(engine.acquire()) {}
-  ~Lease() {
-    if (workspace_ != nullptr) engine_->release(std::move(workspace_));
-  }
-  Lease(Lease&&) = default;
+  ~Lease() { engine_->release(std::move(workspace_)); }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
   Workspace& operator*() const { return *workspace_; }
 
  private:
@@ -104,17 +103,17 @@ int64_t Engine::run_images(const float* input, float* output, int64_t begin, int
 
 // Whole images to each thread: nothing to wait for but the end.
 int64_t Engine::run_images_parallel(const float* input, float* output, int64_t batch) const {
-  const int64_t pieces = num_threads();
-  std::vector<Lease> leases;
-  leases.reserve(static_cast<size_t>(pieces));
-  for (int64_t i = 0; i < pieces; ++i) leases.emplace_back(*this);
   std::atomic<int64_t> first_nan{-1};
-  pool_(pieces, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t piece = begin; piece < end; ++piece) {
-      const int64_t from = piece * batch / pieces, to = (piece + 1) * batch / pieces;
-      lower(first_nan, run_images(input, output, from, to, *leases[static_cast<size_t>(piece)]));
+  std::atomic<bool> out_of_memory{false};
+  pool_(batch, 1, [&](int64_t begin, int64_t end) {
+    try {
+      const Lease lease(*this);
+      lower(first_nan, run_images(input, output, begin, end, *lease));
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
     }
   });
+  if (out_of_memory) throw std::bad_alloc();
   return first_nan;
 }
 
