@@ -18,9 +18,9 @@ PackedEpilogue::PackedEpilogue(const Conv2dConstants& constants, int64_t slots)
 }
 
 void PackedEpilogue::set(const Conv2dConstants& constants, int64_t channel, int64_t fan_in, int64_t slot) {
-  int64_t sum = 0;
+  int32_t sum = 0;
   for (int64_t i = 0; i < fan_in; ++i) sum += constants.weight[channel * fan_in + i];
-  compensation_.data()[slot] = static_cast<int32_t>(-constants.input_zero_point * sum);
+  compensation_.data()[slot] = static_cast<int32_t>(-int64_t{constants.input_zero_point} * sum);
   multiplier_.data()[slot] = constants.multiplier[channel];
   bias_.data()[slot] = constants.bias[channel];
 }

@@ -61,24 +61,49 @@ DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   plan_.epilogue = epilogue_->get();
 }
 
+// Where the weights of the four codes of a quad lie among one output channel's weights; -1 where a code has
+// none.
+struct QuadSource {
+  int64_t offset[4];
+};
+
+QuadSource quad_source(const Int8DirectPlan& plan, int64_t ky, int64_t quad) {
+  const Conv2dShape& s = plan.shape;
+  const int64_t pixel_bytes = plan.compact_rows > 0 ? s.in_channels : plan.tap_quads * 4;
+  QuadSource source;
+  for (int64_t i = 0; i < 4; ++i) {
+    const int64_t kx = (quad * 4 + i) / pixel_bytes, c = (quad * 4 + i) % pixel_bytes;
+    const bool exists = kx < s.kernel_width && c < plan.group_in;
+    source.offset[i] = exists ? (c * s.kernel_height + ky) * s.kernel_width + kx : -1;
+  }
+  return source;
+}
+
 void DirectConv2d::pack_weight(const int8_t* weight, WeightFormat format) {
   const Conv2dShape& s = plan_.shape;
+  const int64_t fan_in = plan_.group_in * s.kernel_height * s.kernel_width;
   const int64_t block_bytes = kOutTile * 4 * weight_bytes(format);
   plan_.tile_bytes = s.kernel_height * plan_.row_quads * block_bytes;
   weight_ = AlignedArray<uint8_t>(s.groups * plan_.tiles * plan_.tile_bytes);
   plan_.weight = weight_.data();
-  for (int64_t channel = 0; channel < s.out_channels; ++channel) {
-    const int64_t group = channel / plan_.group_out, in_group = channel % plan_.group_out;
-    const int64_t tile = in_group / kOutTile, first = tile / plan_.panel * plan_.panel;
-    const int64_t panel = std::min(plan_.panel, plan_.tiles - first);
-    uint8_t* base = weight_.data() + (group * plan_.tiles + first) * plan_.tile_bytes;
-    for (int64_t c = 0; c < plan_.group_in; ++c) {
-      for (int64_t ky = 0; ky < s.kernel_height; ++ky) {
-        const int8_t* row = weight + ((channel * plan_.group_in + c) * s.kernel_height + ky) * s.kernel_width;
-        for (int64_t kx = 0; kx < s.kernel_width; ++kx) {
-          const int64_t byte = plan_.compact_rows > 0 ? kx * s.in_channels + c : kx * plan_.tap_quads * 4 + c;
-          const int64_t block = (ky * plan_.row_quads + byte / 4) * panel + tile - first;
-          store_weight(base + block * block_bytes, format, kOutTile, in_group % kOutTile, byte % 4, row[kx]);
+  for (int64_t ky = 0; ky < s.kernel_height; ++ky) {
+    for (int64_t quad = 0; quad < plan_.row_quads; ++quad) {
+      const QuadSource source = quad_source(plan_, ky, quad);
+      for (int64_t tile = 0; tile < s.groups * plan_.tiles; ++tile) {
+        const int64_t group = tile / plan_.tiles, in_group = tile % plan_.tiles;
+        const int64_t first = in_group / plan_.panel * plan_.panel;
+        const int64_t panel = std::min(plan_.panel, plan_.tiles - first);
+        const int64_t place = (ky * plan_.row_quads + quad) * panel + in_group - first;
+        uint8_t* block =
+            weight_.data() + (group * plan_.tiles + first) * plan_.tile_bytes + place * block_bytes;
+        const int64_t channel = group * plan_.group_out + in_group * kOutTile;
+        const int64_t channels = std::min(kOutTile, plan_.group_out - in_group * kOutTile);
+        for (int64_t i = 0; i < 4; ++i) {
+          if (source.offset[i] < 0) continue;
+          const int8_t* from = weight + channel * fan_in + source.offset[i];
+          for (int64_t lane = 0; lane < channels; ++lane) {
+            store_weight(block, format, kOutTile, lane, i, from[lane * fan_in]);
+          }
         }
       }
     }
