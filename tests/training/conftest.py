@@ -67,7 +67,7 @@ def train(problem: Problem) -> Callable[..., FitResult]:
             "batch_size": 32,
             "augment": Noise(),
             "log_every": 3,
-            "checkpoint_steps": 1,
+            "checkpoint_steps": 20,
             "tensorboard": False,
             "progress": False,
         }
