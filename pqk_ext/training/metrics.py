@@ -30,7 +30,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, length: int, step: int, *, tensorboard: bool) -> None:
         self.path = run_dir / "metrics.jsonl"
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", buffering=0)
         found = os.fstat(self._file.fileno()).st_size
         if found < length:
             raise OSError(f"{self.path}: expected at least {length} bytes, as the checkpoint says, got {found}")
@@ -42,10 +42,16 @@ class MetricsLog:
             self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends ``values``; numbers among them are points of TensorBoard curves of the same names."""
+        """Appends ``values``; numbers among them are points of TensorBoard curves of the same names.
+
+        Raises:
+            OSError: the file cannot be written; names it.
+        """
         line = {"step": step} | values
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, int | float) and math.isfinite(value):

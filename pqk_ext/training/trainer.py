@@ -73,6 +73,7 @@ class Trainer:
         }
         step, state = self._load_newest()
         if state is None:
+            self.step = self.controller.global_step if self.controller is not None else 0
             self._open_metrics(0, tensorboard)
             self.group.share_from_main(_tensors(self.model))
             self._seed()

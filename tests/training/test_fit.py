@@ -45,6 +45,13 @@ def _lines(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def _catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def _signal_at(step: int, number: int = signal.SIGTERM) -> Callable[[int], None]:
     """Sends a signal to its own process in one step."""
     return lambda call: os.kill(os.getpid(), number) if call == step else None
@@ -119,7 +126,7 @@ def test_killed_twenty_times_equals_uninterrupted(tmp_path: Path, train: Train, 
         process = child(
             lambda: train(tmp_path / "b", epochs=12, checkpoint_steps=1, augment=noise(lambda _: time.sleep(0.01)))
         )
-        process.join(source.uniform(0.0, 0.25) if kills < 20 else 60)
+        process.join(source.uniform(0.0, 0.25) if kills < 20 else None)
         if process.is_alive():
             process.kill()
             kills += 1
@@ -142,7 +149,7 @@ def test_killed_twenty_times_equals_uninterrupted(tmp_path: Path, train: Train, 
 def test_exit_codes_and_a_second_signal(tmp_path: Path, train: Train, child: Start, number: int, code: int) -> None:
     def slow(x: Tensor, generator: torch.Generator) -> Tensor:
         (tmp_path / "started").touch()
-        time.sleep(0.5)
+        time.sleep(1.5)
         return x
 
     def start(name: str) -> BaseProcess:
@@ -155,15 +162,16 @@ def test_exit_codes_and_a_second_signal(tmp_path: Path, train: Train, child: Sta
         return process
 
     once = start("once")
-    once.join(10)
+    once.join(60)
     assert once.exitcode == code
     assert CheckpointStore(tmp_path / "once").steps("step") == [1]
 
     twice = start("twice")
-    time.sleep(0.1)
     assert twice.pid is not None
+    while _catches(twice.pid, number):  # until the first one was noted
+        time.sleep(0.01)
     os.kill(twice.pid, number)
-    twice.join(0.3)
+    twice.join(60)
     assert twice.exitcode == -number
     assert CheckpointStore(tmp_path / "twice").steps("step") == []
 
