@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pqk_ext.deploy.export import calibrate, export, quantize_post_training
+from pqk_ext.deploy.exporter import calibrate, export, quantize_post_training
 from pqk_ext.deploy.lower import lower
 from pqk_ext.deploy.parity import assert_parity, compare
 

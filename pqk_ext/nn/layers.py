@@ -37,8 +37,6 @@ class PQKLayer(nn.Module):
         teacher: the teacher's own copy of the whole layer, for the head; None elsewhere.
     """
 
-    weight: Tensor
-    bias: Tensor | None
     weight_mask: Tensor
     weight_scale: nn.Parameter
     weight_zero_point: Tensor
@@ -135,13 +133,15 @@ class PQKConv2d(PQKLayer, nn.Conv2d):
 
     def forward(self, input: Tensor, role: Role = Role.STUDENT) -> Tensor:
         """Convolution of ``input`` (N, C, H, W) in the given role."""
+        output: Tensor
         if role is Role.TEACHER and self.teacher is not None:
-            output: Tensor = self.teacher(input)
-            return output
-        return self._conv_forward(input, *self.role_parameters(role))
+            output = self.teacher(input)
+        else:
+            output = self._conv_forward(input, *self.role_parameters(role))
+        return output
 
 
-class PQKLinear(PQKLayer, nn.Linear):
+class PQKLinear(PQKLayer, nn.Linear):  # type: ignore[misc]  # torch declares `bias` in two ways
     """``nn.Linear`` with a pruning mask and learned symmetric per-channel quantization of its weight."""
 
     def __init__(self, source: nn.Linear, bits: int, prunable: bool, sharing: Sharing) -> None:

@@ -123,7 +123,7 @@ def _pool_call(kind: str, input: fx.Node, raw: dict[str, Any]) -> Call:
         if raw.get("divisor_override") is not None:
             raise UnsupportedOperator("average pooling with divisor_override is not supported")
     padding = _pool_padding(list(shape_of(input)[1:]), attributes, ceil_mode)
-    result = {"kernel": attributes["kernel"], "stride": attributes["stride"], "padding": padding}
+    result: dict[str, Any] = {"kernel": attributes["kernel"], "stride": attributes["stride"], "padding": padding}
     if kind == "max_pool2d":
         if raw.get("return_indices"):
             raise UnsupportedOperator("max pooling with return_indices=True is not supported")
