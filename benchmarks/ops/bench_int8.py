@@ -27,7 +27,7 @@ import paired
 
 import pqk_ext
 from pqk_ext import build_info
-from pqk_ext.ops import int8_conv2d
+from pqk_ext.ops import int8_conv2d, int8_linear
 
 REPOSITORY = Path(__file__).parents[2]
 Call = Callable[[], object]
@@ -35,7 +35,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution of a published network; ``padding`` is top, left, bottom, right."""
+    """One convolution; ``padding`` is top, left, bottom, right. A linear layer of ``height`` rows is one of width 1."""
 
     net: str
     name: str
@@ -85,6 +85,9 @@ LAYERS = [
     Layer("wide", "512->512 3x3 @4", 512, 4, 4, 512, (3, 3), padding=ONE),
     Layer("MobileNet", "depthwise 128 3x3 @16", 128, 16, 16, 128, (3, 3), padding=ONE, groups=128),
     Layer("MobileNet", "128->256 1x1 @8", 128, 8, 8, 256, (1, 1)),
+    Layer("linear", "1 row 512->100", 512, 1, 1, 100, (1, 1)),
+    Layer("linear", "64 rows 576->64", 576, 64, 1, 64, (1, 1)),
+    Layer("linear", "256 rows 2304->256", 2304, 256, 1, 256, (1, 1)),
 ]
 
 
@@ -123,6 +126,11 @@ def tensors(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
     return input.contiguous(memory_format=torch.channels_last), weight
 
 
+def as_rows(image: torch.Tensor) -> torch.Tensor:
+    """(1, C, rows, 1) as (rows, C)."""
+    return image[0, :, :, 0].T.contiguous()
+
+
 def kernel_call(layer: Layer) -> Call:
     handle, run = create(layer), kernels().bench_run
     return lambda: run(handle)
@@ -136,11 +144,14 @@ def op_call(layer: Layer) -> Call:
     residual = None
     if layer.residual:
         residual = torch.zeros(1, layer.out_channels, *layer.out_size, dtype=torch.uint8)
+    if layer.net == "linear":
+        rows, columns = as_rows(codes), weight_codes[:, :, 0, 0].contiguous()
+        return lambda: int8_linear(rows, columns, multiplier, bias, input_zero_point=0)
     return lambda: int8_conv2d(codes, weight_codes, multiplier, bias, input_zero_point=0, residual=residual, **geometry)
 
 
 def torch_quantized_call(layer: Layer, engine: str) -> Call:
-    """torch's prepacked convolution + ReLU. It pads symmetrically, so the input is padded before the timing."""
+    """torch's prepacked operator + ReLU. It pads symmetrically: other padding is put on the input before."""
     torch.backends.quantized.engine = engine
     input, weight = tensors(layer)
     top, left, bottom, right = layer.padding
@@ -152,6 +163,9 @@ def torch_quantized_call(layer: Layer, engine: str) -> Call:
         codes = torch.quantize_per_tensor(input, 1 / 255, 0, torch.quint8)
         scales, zeros = torch.full((layer.out_channels,), 0.025), torch.zeros(layer.out_channels, dtype=torch.int64)
         weight_codes = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    if layer.net == "linear":
+        rows, columns = as_rows(codes), torch.ops.quantized.linear_prepack(weight_codes[:, :, 0, 0].contiguous(), None)
+        return lambda: torch.ops.quantized.linear_relu(rows, columns, 0.05, 0)
     padding = [top, left] if symmetric else [0, 0]
     packed = torch.ops.quantized.conv2d_prepack(
         weight_codes, torch.zeros(layer.out_channels), [layer.stride] * 2, padding, [1, 1], layer.groups
@@ -165,9 +179,12 @@ def torch_float_call(layer: Layer) -> Call:
     top, left, bottom, right = layer.padding
     input = torch.nn.functional.pad(input, (left, right, top, bottom)).contiguous(memory_format=torch.channels_last)
     weight = weight.contiguous(memory_format=torch.channels_last)
+    rows, columns = as_rows(input), weight[:, :, 0, 0].contiguous()
 
     def run() -> object:
         with torch.inference_mode():
+            if layer.net == "linear":
+                return torch.nn.functional.linear(rows, columns).relu_()
             return torch.nn.functional.conv2d(input, weight, None, layer.stride, 0, 1, layer.groups).relu_()
 
     return run
