@@ -278,3 +278,26 @@ def test_reading_opens_one_file_and_runs_nothing() -> None:
 
 def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def test_a_file_cut_while_it_is_read(monkeypatch: Any) -> None:
+    path = GOLDEN / "v1.0" / "huffman.pqk"
+    preadv = os.preadv
+
+    def cut(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        return preadv(descriptor, [buffers[0][:100]], offset) if offset < 1000 else 0
+
+    monkeypatch.setattr(os, "preadv", cut)
+    with pytest.raises(FormatError) as caught:
+        pqk_format.read(path)
+    assert (caught.value.code, caught.value.field) == ("E_TRUNCATED", "file")
+    assert caught.value.expected == f"{path.stat().st_size} bytes"
+
+
+def test_without_memory_the_tensor_is_named(monkeypatch: Any) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pqk_ext._core.decode_weight", fail)
+    with pytest.raises(MemoryError, match=r"tensors\['1.weight'\]: no memory for its 72 weights"):
+        pqk_format.read(GOLDEN / "v1.0" / "huffman.pqk")
