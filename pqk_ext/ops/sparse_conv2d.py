@@ -98,7 +98,7 @@ def int8_sparse_conv2d(
 
     ``acc = sum (input - input_zero_point) * value``, padding with ``input_zero_point``; the result is
     ``clamp(rint(acc * multiplier[c] + bias[c]), quant_min, quant_max)``, or ``acc * multiplier[c] + bias[c]`` for
-    ``float_output``; product and sum rounded separately. The weight is regrouped on every call, about 2 ns for each
+    ``float_output``; product and sum rounded separately. The weight is regrouped on every call, 2 to 3 ns for each
     stored value, which small inputs feel.
 
     Args:
