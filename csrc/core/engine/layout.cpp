@@ -1,6 +1,7 @@
 #include "core/engine/layout.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "core/error.h"
 
@@ -33,6 +34,7 @@ Layout::Layout(const Graph& graph) : graph_(graph) {
   placed_.resize(values);
   images_.resize(values);
   floats_.resize(values);
+  buffer_of_.assign(values, -1);
   find_views();
   find_borders_and_uses();
   find_hosts();
@@ -46,7 +48,7 @@ Layout::Layout(const Graph& graph) : graph_(graph) {
       place_image(value, value - 1);
     }
   }
-  arena_bytes_ = round_up(arena_bytes_ + kSlack, kAlignment);
+  arrange();
 }
 
 // A flatten needs no copy when the order of its elements in memory is right, or when only linear layers read
@@ -141,7 +143,7 @@ void Layout::place_floats(int value, int node) {
   }
   Buffer buffer{};
   buffer.bytes = 4 * shape.numel();
-  slot.offset = allocate(buffer, value, node).offset;
+  buffer_of_[value] = allocate(buffer, value, node);
 }
 
 // `node` is the one whose result is about to be written: for a host, that of the first value in it.
@@ -151,6 +153,7 @@ void Layout::place_image(int value, int node) {
     if (!placed_[top.value]) place_image(top.value, node);
     images_[value] = images_[top.value];
     images_[value].offset += top.channel;
+    buffer_of_[value] = buffer_of_[top.value];
     return;
   }
   if (placed_[value]) return;
@@ -163,43 +166,64 @@ void Layout::place_image(int value, int node) {
   buffer.pixel_stride = pixel_stride_of(shape.channels);
   buffer.zero_point = shape.zero_point;
   const Border& border = buffer.border;
-  buffer.slot.pixel_stride = buffer.pixel_stride;
-  buffer.slot.row_stride = checked_product(shape.width + border.left + border.right, buffer.pixel_stride);
-  buffer.bytes = checked_product(shape.height + border.top + border.bottom, buffer.slot.row_stride);
-  images_[value] = allocate(buffer, value, node);
+  const int64_t row_stride = checked_product(shape.width + border.left + border.right, buffer.pixel_stride);
+  buffer.bytes = checked_product(shape.height + border.top + border.bottom, row_stride);
+  buffer_of_[value] = allocate(buffer, value, node);
+  images_[value] = {0, row_stride, buffer.pixel_stride};
 }
 
-// Takes the buffer of the same kind that was freed last, which is most likely still in the cache, or a new one.
-ImageSlot Layout::allocate(Buffer wanted, int value, int node) {
-  const auto same = [](const Buffer& a, const Buffer& b) {
-    return a.bytes == b.bytes && a.zero_point == b.zero_point && a.height == b.height && a.width == b.width &&
-           a.pixel_stride == b.pixel_stride && a.border.top == b.border.top && a.border.left == b.border.left &&
-           a.border.bottom == b.border.bottom && a.border.right == b.border.right;
-  };
-  wanted.free_from = last_use_[value] + 1;
+bool Layout::can_share(const Buffer& a, const Buffer& b) {
+  // Without a border, any value may use a buffer, which grows where it must.
+  if (!a.border.any() && !b.border.any()) return true;
+  return a.zero_point == b.zero_point && a.height == b.height && a.width == b.width &&
+         a.pixel_stride == b.pixel_stride && a.border == b.border;
+}
+
+// Of the free buffers that will do, the one whose size is nearest; a new one where there is none.
+int Layout::allocate(Buffer wanted, int value, int node) {
+  wanted.free_from = std::max(last_use_[value], node) + 1;
   Buffer* best = nullptr;
   for (Buffer& buffer : buffers_) {
-    if (buffer.free_from > node || !same(buffer, wanted)) continue;
-    if (best == nullptr || buffer.free_from > best->free_from) best = &buffer;
+    if (buffer.free_from > node || !can_share(buffer, wanted)) continue;
+    if (best == nullptr || std::abs(buffer.bytes - wanted.bytes) < std::abs(best->bytes - wanted.bytes)) {
+      best = &buffer;
+    }
   }
-  if (best != nullptr) {
-    best->free_from = std::max(wanted.free_from, node + 1);
-    return best->slot;
-  }
-  wanted.free_from = std::max(wanted.free_from, node + 1);
+  const int64_t growth = best == nullptr ? wanted.bytes : std::max<int64_t>(wanted.bytes - best->bytes, 0);
   const int64_t limit = graph_.limits().activation_bytes;
-  if (wanted.bytes > limit || arena_bytes_ + wanted.bytes > limit) {
+  if (growth > limit || buffer_bytes_ + growth > limit) {
     throw FormatError("E_BOMB", node_label(static_cast<size_t>(node), graph_.nodes()[node].name), -1,
                       "activations of at most " + std::to_string(limit) + " bytes in all", "more");
   }
-  const int64_t before =
-      wanted.border.top * wanted.slot.row_stride + wanted.border.left * wanted.slot.pixel_stride;
-  wanted.slot.offset = round_up(arena_bytes_ + kSlack + before, kAlignment);
-  const int64_t begin = wanted.slot.offset - before;
-  fills_.push_back({begin, wanted.bytes, static_cast<uint8_t>(wanted.zero_point)});
-  arena_bytes_ = begin + wanted.bytes;
-  buffers_.push_back(wanted);
-  return wanted.slot;
+  buffer_bytes_ += growth;
+  if (best == nullptr) {
+    buffers_.push_back(wanted);
+    return static_cast<int>(buffers_.size()) - 1;
+  }
+  best->bytes += growth;
+  best->free_from = wanted.free_from;
+  return static_cast<int>(best - buffers_.data());
+}
+
+// Gives every buffer its place, pixel (0, 0) of images aligned.
+void Layout::arrange() {
+  std::vector<int64_t> offsets;
+  for (const Buffer& buffer : buffers_) {
+    const int64_t row_stride = (buffer.width + buffer.border.left + buffer.border.right) * buffer.pixel_stride;
+    const int64_t before =
+        buffer.border.any() ? buffer.border.top * row_stride + buffer.border.left * buffer.pixel_stride : 0;
+    offsets.push_back(round_up(arena_bytes_ + kSlack + before, kAlignment));
+    const int64_t begin = offsets.back() - before;
+    fills_.push_back({begin, buffer.bytes, static_cast<uint8_t>(buffer.zero_point)});
+    arena_bytes_ = begin + buffer.bytes;
+  }
+  arena_bytes_ = round_up(arena_bytes_ + kSlack, kAlignment);
+  for (size_t value = 0; value < buffer_of_.size(); ++value) {
+    if (buffer_of_[value] < 0) continue;
+    const int64_t offset = offsets[static_cast<size_t>(buffer_of_[value])];
+    images_[value].offset += offset;
+    floats_[value].offset = offset;
+  }
 }
 
 FloatSlot Layout::floats(int value) const {

@@ -1,9 +1,10 @@
 // Where every value of a graph lies while one image is computed.
 //
 // Codes are NHWC images in one block of memory (the arena), each with the border that its convolutions read,
-// filled with the zero point once: nothing ever writes there. Values of the same geometry and zero point take
-// turns in a buffer. float32 values are dense NHWC in the arena, but for the graph's input and output, which
-// lie with the caller as NCHW.
+// filled with the zero point once: nothing ever writes there. Values of the same geometry and zero point, and all
+// values without a border, take turns in a buffer. Where it can be, the inputs of a concatenation are written
+// where they belong in its image. float32 values are dense NHWC in the arena, but for the graph's input and
+// output, which lie with the caller as NCHW.
 #pragma once
 
 #include <cstdint>
@@ -72,6 +73,8 @@ class Layout {
  private:
   struct Border {
     int64_t top = 0, left = 0, bottom = 0, right = 0;
+    bool operator==(const Border&) const = default;
+    bool any() const { return *this != Border{}; }
   };
   // Where a value is part of a concatenation's image.
   struct Host {
@@ -80,10 +83,9 @@ class Layout {
   };
   struct Buffer {
     Border border;
-    int64_t height, width, pixel_stride;  // 0 x 0 for float32 values, which have bytes only
+    int64_t height, width, pixel_stride;  // 0 for float32 values, which have bytes only
     int64_t bytes;
     int zero_point;
-    ImageSlot slot;
     int free_from;  // node index
   };
 
@@ -93,7 +95,9 @@ class Layout {
   bool can_be_hosted(int value, int64_t channel) const;
   void place_floats(int value, int node);
   void place_image(int value, int node);
-  ImageSlot allocate(Buffer wanted, int value, int node);
+  static bool can_share(const Buffer& a, const Buffer& b);
+  int allocate(Buffer wanted, int value, int node);
+  void arrange();
   bool flatten_is_view(const Node& node, int value) const;
 
   const Graph& graph_;
@@ -107,6 +111,8 @@ class Layout {
   std::vector<ImageSlot> images_;
   std::vector<FloatSlot> floats_;
   std::vector<Buffer> buffers_;
+  std::vector<int> buffer_of_;  // values with memory of the arena
+  int64_t buffer_bytes_ = 0;
   std::vector<Fill> fills_;
   int64_t arena_bytes_ = 0;
   bool reorders_output_ = false;
