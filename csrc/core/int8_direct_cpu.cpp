@@ -28,8 +28,9 @@ struct Tile {
 };
 
 #if PQK_ISA_LEVEL >= 2
-// Most pixels of a tile for 1, 2, 3, 4 tiles of output channels: at most 24 of 32 registers hold sums.
-constexpr int kTilePixels[] = {12, 12, 8, 6};
+// Most pixels of a tile for 1, 2, 3, 4 tiles of output channels: at most 24 of 32 registers hold sums; 8 sums
+// are enough to hide the latency of the multiply-add.
+constexpr int kTilePixels[] = {8, 12, 8, 6};
 #elif PQK_ISA_LEVEL == 1
 constexpr int kTilePixels[] = {5};
 #else

@@ -74,9 +74,10 @@ void store_floats(const TileConstants<HasResidual>& constants, const TileSums& t
   }
 }
 
+// Inlined so that the constants stay in registers.
 template <bool HasResidual>
-void store_codes(const TileConstants<HasResidual>& constants, Codes low, const TileSums& t,
-                 const OutputPixel* output) {
+[[gnu::always_inline]] inline void store_codes(const TileConstants<HasResidual>& constants, Codes low,
+                                               const TileSums& t, const OutputPixel* output) {
   int64_t m = 0;
 #if PQK_ISA_LEVEL >= 2
   // Four pixels at a time: the packs leave 4 codes of each pixel in every 128-bit lane, one permutation puts
