@@ -7,9 +7,16 @@ Importing the package imports neither torch nor the native code; each name below
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if importlib.util.find_spec(f"{__name__}._core") is None:
+    raise ImportError(
+        f"{__path__[0]} holds no built libraries: it is the source tree, which Python found before an installed "
+        "pqk_ext. Start Python in another folder, or build in place: cmake --preset dev && cmake --build --preset dev"
+    )
 
 # Public name -> module that defines it.
 _EXPORTS = {
