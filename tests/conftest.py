@@ -6,6 +6,8 @@ import os
 
 # Small tensors: more threads only wait for each other. Tests that need two ask for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Python processes that tests start must not find the source tree in the current folder before the installed package.
+os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
