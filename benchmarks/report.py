@@ -1,0 +1,132 @@
+"""Writes the tables of README.md from benchmarks/results/*.json, between its two `results` marks.
+
+`python benchmarks/report.py` rewrites them; with `--check` it changes nothing and ends with 1 if they are out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- /results -->"
+
+Document = dict[str, Any]
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def microseconds(value: float) -> str:
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def ratio(result: Document) -> str:
+    return f"{result['ratio']:.2f} [{result['ratio_low']:.2f}, {result['ratio_high']:.2f}]"
+
+
+def paired_table(document: Document) -> list[str]:
+    """One row a comparison."""
+    rows = [
+        [r["name"], microseconds(r["subject_us"]), microseconds(r["baseline_us"]), ratio(r)]
+        for r in document["results"]
+    ]
+    return table(["", "pqk_ext, us", "peer, us", "peer / pqk_ext"], rows)
+
+
+def network_table(document: Document) -> list[str]:
+    """One row a network and batch, one column a peer."""
+    cells: dict[str, dict[str, Document]] = {}
+    for result in document["results"]:
+        case, peer = result["name"].rsplit("/", 1)
+        cells.setdefault(case, {})[peer] = result
+    names = list(dict.fromkeys(peer for row in cells.values() for peer in row))
+    rows = []
+    for case, row in cells.items():
+        network, batch = case.rsplit("/", 1)
+        ours = min(result["subject_us"] for result in row.values())
+        theirs = [f"{microseconds(row[p]['baseline_us'])}: {ratio(row[p])}" if p in row else "" for p in names]
+        rows.append([f"{network}, batch {batch}", microseconds(ours), *theirs])
+    return table(["", "pqk_ext, us", *[f"{name.replace('_', ' ')}, us: ratio" for name in names]], rows)
+
+
+# Stem of the JSON file -> title, what is compared, how to lay it out. Other files get their stem and paired_table.
+LAYOUTS: dict[str, tuple[str, str, Callable[[Document], list[str]]]] = {
+    "nets": (
+        "Whole networks",
+        "The runtime on a file made by post-training int8 quantization, against peers on the same network.",
+        network_table,
+    ),
+    "fake_quantize": (
+        "Fake quantization, forward and backward",
+        "`pqk_ext.ops.fake_quantize` against torch's own operators, through autograd, float32.",
+        paired_table,
+    ),
+    "int8": ("Integer convolutions", "`pqk_ext`'s int8 kernels against torch's.", paired_table),
+    "sparse": (
+        "Sparse weights",
+        "`pqk_ext.ops.sparse_conv2d` and `sparse_linear` against dense and CSR.",
+        paired_table,
+    ),
+}
+
+
+def conditions(document: Document) -> str:
+    """What the figures were taken on, in one line."""
+    machine, build = document["machine"], document.get("build", {})
+    parts = [
+        f"{machine['cpu']}, {machine['logical_cpus']} logical CPUs, load {machine['load_average']:.1f} at the end",
+        f"{document.get('threads', 1)} thread",
+        *([f"kernels {build['isa']}"] if "isa" in build else []),
+        *[f"{name} {version}" for name, version in document.get("versions", {}).items()],
+        *[f"{name} in {precision}" for name, precision in document.get("openvino_precision", {}).items()],
+    ]
+    return ", ".join(parts) + "."
+
+
+def section(stem: str, document: Document) -> list[str]:
+    title, text, layout = LAYOUTS.get(stem, (stem, "", paired_table))
+    return [f"### {title}", "", *([text] if text else []), conditions(document), "", *layout(document), ""]
+
+
+def report() -> str:
+    """All tables for which there are results."""
+    order = [*LAYOUTS, *sorted(p.stem for p in RESULTS.glob("*.json") if p.stem not in LAYOUTS)]
+    lines = []
+    for stem in order:
+        path = RESULTS / f"{stem}.json"
+        if not path.exists():
+            continue
+        document = json.loads(path.read_text())
+        if "results" in document and "machine" in document:
+            lines += section(stem, document)
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if README.md is out of date")
+    check = parser.parse_args().check
+    text = README.read_text()
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{README}: expected the marks {BEGIN} and {END}")
+    wanted = f"{head}{BEGIN}\n\n{report()}\n{END}{tail}"
+    if check:
+        print("README.md is up to date" if wanted == text else "README.md is out of date: run benchmarks/report.py")
+        return int(wanted != text)
+    README.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
