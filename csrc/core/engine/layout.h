@@ -1,10 +1,10 @@
 // Where every value of a graph lies while one image is computed.
 //
 // Codes are NHWC images in one block of memory (the arena), each with the border that its convolutions read,
-// filled with the zero point once: nothing ever writes there. Values of the same geometry and zero point, and all
-// values without a border, take turns in a buffer. Where it can be, the inputs of a concatenation are written
-// where they belong in its image. float32 values are dense NHWC in the arena, but for the graph's input and
-// output, which lie with the caller as NCHW.
+// filled with the zero point once: nothing ever writes there. Values of the same geometry and zero point, and
+// all values without a border, take turns in a buffer. Where it can be, the inputs of a concatenation are
+// written where they belong in its image. float32 values are dense NHWC in the arena, but for the graph's input
+// and output, which lie with the caller as NCHW.
 #pragma once
 
 #include <cstdint>
