@@ -1,0 +1,39 @@
+"""Options and arguments that several commands have, and how they read a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pqk_ext.cli.failures import reading
+
+if TYPE_CHECKING:
+    from pqk_ext.runtime import Model
+
+__all__ = ["DataSpec", "Force", "JsonPath", "Network", "Threads", "load_network"]
+
+Network = Annotated[Path, typer.Argument(metavar="FILE", help="A .pqk file.")]
+JsonPath = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON, replacing FILE; - for standard output."),
+]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that one call may use.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
+DataSpec = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="keyword_spotting (inside the package), cifar10:DIR, cifar100:DIR or speech_commands:DIR.",
+    ),
+]
+
+
+def load_network(path: Path, *, threads: int = 1, sha256: str | None = None) -> Model:
+    """Reads a file, with an error that names it."""
+    from pqk_ext import runtime
+
+    with reading(path):
+        return runtime.load(path, num_threads=threads, sha256=sha256)

@@ -1,0 +1,91 @@
+"""``run``, ``inspect``, ``bench``, ``verify``, and ``eval`` of a file: results, JSON, and no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pqk_ext import runtime
+from pqk_ext.data import keyword_spotting_arrays
+
+from .conftest import Result
+
+Pqk = Callable[..., Result]
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    path = tmp_path / "x.npy"
+    np.save(path, keyword_spotting_arrays("test")[0][:20])
+    return path
+
+
+def test_run_writes_what_the_runtime_computes(
+    pqk_without_torch: Pqk, network: Path, clips: Path, tmp_path: Path
+) -> None:
+    done = pqk_without_torch("run", network, clips, "-o", tmp_path / "y.npy", "--threads", 2, "--json", "-")
+    assert (done.code, done.err) == (0, "")
+    expected = runtime.load(network)(np.load(clips))
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), expected)
+    values = json.loads(done.out)
+    assert values["predictions"] == expected.argmax(1).tolist()
+    assert values["output"] == str(tmp_path / "y.npy")
+
+
+def test_verify_prints_the_sum_of_the_file(pqk_without_torch: Pqk, network: Path) -> None:
+    expected = hashlib.sha256(network.read_bytes()).hexdigest()
+    done = pqk_without_torch("verify", network, "--sha256", expected.upper())
+    assert (done.code, done.out) == (0, f"{expected}  {network}\n")
+
+
+def test_inspect_counts_every_byte(pqk_without_torch: Pqk, network: Path) -> None:
+    done = pqk_without_torch("inspect", network, "--json", "-")
+    assert done.code == 0
+    values = json.loads(done.out)
+    total = values["header_bytes"] + sum(tensor["payload_bytes"] for tensor in values["tensors"])
+    assert total == values["total_bytes"] == network.stat().st_size
+    assert len(values["nodes"]) == len(runtime.load(network).graph.nodes)
+
+
+def test_inspect_shows_tables(pqk: Pqk, network: Path) -> None:
+    done = pqk("inspect", network)
+    assert done.code == 0
+    for tensor in runtime.format.inspect(network).tensors:
+        assert tensor.name in done.out
+    assert hashlib.sha256(network.read_bytes()).hexdigest() in done.out
+
+
+def test_bench_writes_times(pqk_without_torch: Pqk, network: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bench.json"
+    words = ("bench", network, "--batch", 2, "--rounds", 3, "--profile", "--against", network, "--json", target)
+    done = pqk_without_torch(*words)
+    assert (done.code, done.err) == (0, "")
+    values = json.loads(target.read_text())
+    assert 0 < values["min_us"] <= values["median_us"]
+    assert values["median_us_per_sample"] == pytest.approx(values["median_us"] / 2)
+    assert values["against"]["ratio"] > 0
+    assert {layer["node"] for layer in values["layers"]}
+    assert (values["batch"], values["threads"], values["rounds"]) == (2, 1, 3)
+
+
+def test_eval_of_a_file_counts_right_answers(pqk_without_torch: Pqk, network: Path) -> None:
+    done = pqk_without_torch("eval", network, "--data", "keyword_spotting", "--split", "validation", "--json", "-")
+    assert done.code == 0, done.err
+    x, y = keyword_spotting_arrays("validation")
+    right = int((runtime.load(network)(x).argmax(1) == y).sum())
+    values = json.loads(done.out)
+    assert (values["correct"], values["samples"]) == (right, len(y))
+    assert values["accuracy"] == right / len(y)
+
+
+def test_an_older_report_is_replaced(pqk: Pqk, network: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text("old")
+    assert pqk("verify", network, "--json", report).code == 0
+    assert json.loads(report.read_text())["ok"] is True
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pqk", "report.json"]
