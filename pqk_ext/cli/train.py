@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pqk_ext.cli import datasets, run_folder
 from pqk_ext.cli.failures import ExitCode, Failure
 from pqk_ext.cli.options import DataSpec, JsonPath
 from pqk_ext.cli.output import check_json, emit
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.utils.data import Dataset
 
     from pqk_ext.config import PQKConfig
@@ -32,7 +34,8 @@ def train(
     ] = False,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="In place of the config's total_steps.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = 0.1,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="sgd (Nesterov momentum) or adamw.")] = "sgd",
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate; for adamw try 0.005.")] = 0.1,
     weight_decay: Annotated[float, typer.Option("--weight-decay")] = 1e-4,
     momentum: Annotated[float, typer.Option("--momentum")] = 0.9,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
@@ -40,31 +43,20 @@ def train(
     json: JsonPath = None,
 ) -> None:
     """Train a network; stopped at any time, it goes on with --resume and ends with the same bits."""
-    from pqk_ext.cli import datasets, run_folder
     from pqk_ext.training import fit
 
+    if optimizer not in ("sgd", "adamw"):
+        raise Failure(ExitCode.USAGE, f"--optimizer: expected sgd or adamw, got {optimizer!r}")
     check_json(json)
     settings = _read_config(config)
     if settings is None and epochs is None:
         raise Failure(ExitCode.USAGE, "--epochs: needed without --config, which else gives the length of the run")
-    name = datasets.parse(data)
     _check_run_dir(run_dir, resume=resume)
-    options: dict[str, Any] = {"num_classes": name.classes} | ({"pretrained": True} if pretrained else {})
-    network = run_folder.make_model(model, options)
-    parts = [datasets.open_dataset(name, split) for split in ("train", "validation")]
+    network, parts, run = _open(data, model, pretrained)
     if settings is not None and epochs is not None:
-        settings = dataclasses.replace(settings, total_steps=epochs * max(1, len(parts[0]) // batch_size))  # type: ignore[arg-type]
-    _check_fits(network, model, parts[0], data)
-    run_folder.describe(
-        run_dir,
-        {
-            "model": model,
-            "options": options,
-            "data": data,
-            "input_shape": list(parts[0][0][0].shape),
-            "config": None if settings is None else settings.to_dict(),
-        },
-    )
+        steps = epochs * max(1, len(parts[0]) // batch_size)  # type: ignore[arg-type]
+        settings = dataclasses.replace(settings, total_steps=steps)
+    run_folder.describe(run_dir, run | {"config": None if settings is None else settings.to_dict()})
     result = fit(
         network,
         parts[0],
@@ -76,6 +68,7 @@ def train(
         lr=lr,
         weight_decay=weight_decay,
         momentum=momentum,
+        optimizer=_adamw() if optimizer == "adamw" else None,
         seed=seed,
         num_workers=workers,
         resume="auto" if resume else "never",
@@ -89,6 +82,23 @@ def train(
     }
     best = f"best validation accuracy {result.best_accuracy:.2%} after step {result.best_step}"
     emit(values, json, f"{best}; checkpoint {result.checkpoint}")
+
+
+def _open(data: str, model: str, pretrained: bool) -> tuple[nn.Module, list[Dataset[Any]], dict[str, Any]]:
+    """The network, the training and the validation data, and what tells this run from others."""
+    name = datasets.parse(data)
+    options: dict[str, Any] = {"num_classes": name.classes} | ({"pretrained": True} if pretrained else {})
+    network = run_folder.make_model(model, options)
+    parts = [datasets.open_dataset(name, split) for split in ("train", "validation")]
+    _check_fits(network, model, parts[0], data)
+    shape = list(parts[0][0][0].shape)
+    return network, parts, {"model": model, "options": options, "data": data, "input_shape": shape}
+
+
+def _adamw() -> Any:
+    import torch
+
+    return torch.optim.AdamW
 
 
 def _read_config(path: Path | None) -> PQKConfig | None:
@@ -109,7 +119,7 @@ def _check_run_dir(run_dir: Path, *, resume: bool) -> None:
         raise Failure(ExitCode.ENVIRONMENT, f"{run_dir}: is not empty; --resume goes on with the run in it")
 
 
-def _check_fits(network: Any, model: str, dataset: Dataset[Any], data: str) -> None:
+def _check_fits(network: nn.Module, model: str, dataset: Dataset[Any], data: str) -> None:
     """One sample through the network, so that a wrong pair of model and data is refused before anything is written."""
     import torch
 

@@ -58,6 +58,7 @@ def test_version_and_help(pqk: Pqk) -> None:
         (("demo", "--sparsity", "1.5"), ("sparsity", "1.5")),
         (("demo", "--seeds", "0"), ("--seeds",)),
         (("train", *DATA, "--model", "ds_cnn", "--run-dir", "{tmp}/r"), ("--epochs",)),
+        (("train", *DATA, "--model", "ds_cnn", "--run-dir", "{tmp}/r", "--optimizer", "x"), ("--optimizer", "adamw")),
         (("train", *DATA, "--model", "ds_cn", "--run-dir", "{tmp}/r", "--epochs", "1"), ("'ds_cnn'",)),
         (("train", *DATA, "--model", "resnet20", "--run-dir", "{tmp}/r", "--epochs", "1"), ("resnet20", "(1, 49, 10)")),
     ],

@@ -23,7 +23,7 @@ def config(tmp_path: Path) -> Path:
 
 def test_train_eval_export(pqk: Pqk, config: Path, tmp_path: Path) -> None:
     run, net = tmp_path / "run", tmp_path / "net.pqk"
-    words = (*TRAIN, "--config", config, "--run-dir", run, "--lr", 0.001, "--batch-size", 16)
+    words = (*TRAIN, "--config", config, "--run-dir", run, "--optimizer", "adamw", "--lr", 0.001, "--batch-size", 16)
     done = pqk(*words, "--json", "-")
     assert done.code == 0, done.err
     trained = json.loads(done.out)
