@@ -1,6 +1,6 @@
 """Scores settings of ``pqk demo`` on the validation fold; the test fold is never read.
 
-    python tools/tune_demo.py --arm pqk --seeds 2 lr=0.005 lr=0.01,noise=0.2
+    python tools/tune_demo.py --arm pqk --seeds 2 lr=0.005 lr=0.01,phase1=0.3
 
 Each argument is one set of changes to ``pqk_ext.demo.Recipe``. Prints one line for each set and seed.
 """
