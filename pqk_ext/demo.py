@@ -35,6 +35,7 @@ from pqk_ext.data import keyword_spotting
 from pqk_ext.data.embedded import Split
 from pqk_ext.deploy import compare, export, quantize_post_training
 from pqk_ext.preparation import PreparedModel, prepare
+from pqk_ext.runtime import format
 from pqk_ext.timing import interleaved
 
 __all__ = ["ARMS", "FILES", "Recipe", "accuracy", "load_split", "measure", "train"]
@@ -218,7 +219,7 @@ def measure(
     sizes = _reference_bytes()
     latencies = _latencies({name: networks[name] for name in ("float", *FILES)}, test[0][:1])
     arms = {name: _summary([run for run in runs if run["arm"] == name], latencies[name]) for name in latencies}
-    arms["float"] |= {"bytes": sizes["float32"], "sparsity": 0.0}
+    arms["float"] |= {"bytes": sizes["float32"], "sparsity": 0.0, "zeros": 0.0}
     compared = [run for run in runs if "samples" in run]
     return {
         "arms": arms,
@@ -245,9 +246,16 @@ def _deploy(model: nn.Module, path: Path, test: tuple[Tensor, Tensor]) -> dict[s
         "accuracy": float((logits.argmax(1) == test[1].numpy()).mean()),
         "bytes": path.stat().st_size,
         "sparsity": model.pqk.sparsity,
+        "zeros": _zeros(path),
         "samples": parity.samples,
         "different": max(parity.different, int(other_process.sum())),
     }
+
+
+def _zeros(path: Path) -> float:
+    """Share of zero codes among all weights of a file, pruned or not."""
+    weights = format.inspect(path).weights
+    return 1 - sum(t.nonzeros for t in weights) / sum(t.count for t in weights)
 
 
 def run_without_torch(path: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -296,5 +304,5 @@ def _call(network: nn.Module | Path, x: Tensor) -> Callable[[], object]:
 def _summary(runs: list[dict[str, Any]], latency: float) -> dict[str, Any]:
     summary = {"accuracy": statistics.fmean(run["accuracy"] for run in runs), "latency_us": latency}
     if "bytes" in runs[0]:
-        summary |= {"bytes": max(run["bytes"] for run in runs), "sparsity": runs[0]["sparsity"]}
+        summary |= {"bytes": max(run["bytes"] for run in runs)} | {key: runs[0][key] for key in ("sparsity", "zeros")}
     return summary

@@ -100,19 +100,21 @@ def _table(values: dict[str, Any]) -> Table:
                 f"{arm['accuracy']:.2%}",
                 f"{100 * (arm['accuracy'] - base['accuracy']):+.2f}" if name != "float" else "",
                 f"{arm['sparsity']:.1%}",
+                f"{arm['zeros']:.1%}",
                 kilobytes(arm["bytes"]),
                 f"{base['bytes'] / arm['bytes']:.1f}x",
                 f"{arm['latency_us']:.0f}",
                 f"{base['latency_us'] / arm['latency_us']:.1f}x",
             )
         )
-    columns = ("arm", ">test accuracy", ">points", ">zeros", ">bytes", ">smaller", ">us/clip", ">faster")
+    columns = ("arm", ">test accuracy", ">points", ">pruned", ">zeros", ">bytes", ">smaller", ">us/clip", ">faster")
     return table(f"DS-CNN, keyword spotting, {values['sparsity']:.0%} sparsity, 8 bits", columns, rows)
 
 
 def _notes(values: dict[str, Any]) -> str:
     sizes, parity = values["reference_bytes"], values["parity"]
     return (
+        f"pruned: share of the prunable weights (first and pointwise convolutions); zeros: of all weights\n"
         f"bytes: float32 weights {kilobytes(sizes['float32'])}, gzip'd {kilobytes(sizes['float32_gzip'])}, dense int8 "
         f"weights {kilobytes(sizes['int8'])}; for a .pqk the whole file\n"
         f"latency: batch 1, one thread; float is torch eager, the others the runtime; medians of interleaved rounds\n"

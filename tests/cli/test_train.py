@@ -80,5 +80,6 @@ def test_demo_writes_its_report(pqk: Pqk, tmp_path: Path) -> None:
             assert arm["bytes"] == (folder / f"{name}.pqk").stat().st_size
     assert values["arms"]["pqk"]["bytes"] <= 18_432
     assert values["arms"]["pqk"]["sparsity"] == pytest.approx(0.8, abs=0.001)
+    assert 0.6 < values["arms"]["pqk"]["zeros"] < values["arms"]["pqk"]["sparsity"]
     assert values["parity"] == {"samples": 3 * 980, "different": 0}
     assert values["seconds"] > 0
