@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- /results -->"
+LONG_TABLE = 16  # lines; longer tables are folded
 
 Document = dict[str, Any]
 
@@ -53,9 +54,14 @@ def network_table(document: Document) -> list[str]:
     for case, row in cells.items():
         network, batch = case.rsplit("/", 1)
         ours = min(result["subject_us"] for result in row.values())
-        theirs = [f"{microseconds(row[p]['baseline_us'])}: {ratio(row[p])}" if p in row else "" for p in names]
-        rows.append([f"{network}, batch {batch}", microseconds(ours), *theirs])
-    return table(["", "pqk_ext, us", *[f"{name.replace('_', ' ')}, us: ratio" for name in names]], rows)
+        rows.append(
+            [
+                f"{network}, batch {batch}",
+                microseconds(ours),
+                *[ratio(row[name]) if name in row else "" for name in names],
+            ]
+        )
+    return table(["peer / pqk_ext", "pqk_ext, us", *[name.replace("_", " ") for name in names]], rows)
 
 
 # Stem of the JSON file -> title, what is compared, how to lay it out. Other files get their stem and paired_table.
@@ -86,6 +92,7 @@ def conditions(document: Document) -> str:
         f"{machine['cpu']}, {machine['logical_cpus']} logical CPUs, load {machine['load_average']:.1f} at the end",
         f"{document.get('threads', 1)} thread",
         *([f"kernels {build['isa']}"] if "isa" in build else []),
+        *([f"torch {document['torch']}"] if "torch" in document else []),
         *[f"{name} {version}" for name, version in document.get("versions", {}).items()],
         *[f"{name} in {precision}" for name, precision in document.get("openvino_precision", {}).items()],
     ]
@@ -94,7 +101,10 @@ def conditions(document: Document) -> str:
 
 def section(stem: str, document: Document) -> list[str]:
     title, text, layout = LAYOUTS.get(stem, (stem, "", paired_table))
-    return [f"### {title}", "", *([text] if text else []), conditions(document), "", *layout(document), ""]
+    lines = layout(document)
+    if len(lines) > LONG_TABLE:
+        lines = ["<details>", f"<summary>{len(lines) - 2} comparisons</summary>", "", *lines, "", "</details>"]
+    return [f"### {title}", "", *([text] if text else []), conditions(document), "", *lines, ""]
 
 
 def report() -> str:
