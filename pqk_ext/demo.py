@@ -65,14 +65,14 @@ class Recipe:
     """
 
     sparsity: float = 0.8
-    steps: int = 460
-    batch_size: int = 64
-    lr: float = 0.005
+    steps: int = 920
+    batch_size: int = 32
+    lr: float = 0.004
     weight_decay: float = 1e-4
     warmup: float = 0.05
     shift: int = 4
     noise: float = 0.1
-    phase1: float = 0.5
+    phase1: float = 0.4
     prune_depthwise: bool = False
     temperature: float = 2.0
     kd_weight: float = 1.0
