@@ -198,4 +198,4 @@ def test_random_damage_gives_a_config_or_a_value_error(tmp_path: Path, seed: int
 
 def test_config_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; import pqk_ext.config; assert 'pqk_ext._core' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path(__file__).parent.parent)})
+    subprocess.run([sys.executable, "-c", code], check=True)

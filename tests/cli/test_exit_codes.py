@@ -150,6 +150,7 @@ def test_tracebacks_are_for_debugging(pqk: Pqk, tmp_path: Path) -> None:
 
 def test_closed_output_no_home_plain_locale(network: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "LC_ALL": "C"}
+    environment["PYTHONSAFEPATH"] = "1"  # not the source tree in the current folder
     reader, writer = os.pipe()
     os.close(reader)
     for words in (["inspect", str(network)], ["inspect", str(network), "--json", "-"], ["--help"]):
