@@ -7,7 +7,8 @@ MLPerf Tiny's DS-CNN is trained on by the embedded clips (folds 0-2) in three ar
 * ``pqk``: the same, and in its second half taught by its own pruned-away weights.
 
 All arms have the same number of optimizer steps, learning rates, batches and augmentation. The settings in
-:class:`Recipe` were chosen on the validation fold (``tools/tune_demo.py``); the test fold decides nothing.
+:class:`Recipe` were chosen for the ``pqk`` arm on the validation fold (``tools/tune_demo.py``, one seed each); the other
+arms take them over untuned. Differences of a point are within the noise of the test fold's 980 clips.
 """
 
 from __future__ import annotations
@@ -67,15 +68,15 @@ class Recipe:
     sparsity: float = 0.8
     steps: int = 920
     batch_size: int = 32
-    lr: float = 0.004
+    lr: float = 0.002
     weight_decay: float = 1e-4
     warmup: float = 0.05
     shift: int = 4
     noise: float = 0.1
-    phase1: float = 0.4
+    phase1: float = 0.5
     prune_depthwise: bool = False
-    temperature: float = 2.0
-    kd_weight: float = 1.0
+    temperature: float = 4.0
+    kd_weight: float = 3.0
 
     def config(self, *, teacher: bool) -> PQKConfig:
         """Settings of the compressed arms, which differ in ``teacher`` alone."""
