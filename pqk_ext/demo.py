@@ -7,8 +7,8 @@ MLPerf Tiny's DS-CNN is trained on by the embedded clips (folds 0-2) in three ar
 * ``pqk``: the same, and in its second half taught by its own pruned-away weights.
 
 All arms have the same number of optimizer steps, learning rates, batches and augmentation. The settings in
-:class:`Recipe` were chosen for the ``pqk`` arm on the validation fold (``tools/tune_demo.py``, one seed each); the other
-arms take them over untuned. Differences of a point are within the noise of the test fold's 980 clips.
+:class:`Recipe` were chosen for the ``pqk`` arm on the validation fold (``tools/tune_demo.py``, one seed each); the
+other arms take them over untuned. Differences of a point are within the noise of the test fold's 980 clips.
 """
 
 from __future__ import annotations
