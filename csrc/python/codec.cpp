@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include "python/gil.h"
 #include "python/module.h"
 
 namespace py = pybind11;
@@ -22,10 +23,7 @@ py::bytes encode(const std::string& codec_name, const Int8Array& values, int64_t
   }
   const int8_t* data = values.data();
   std::vector<uint8_t> payload;
-  {
-    py::gil_scoped_release release;
-    payload = encode_weight(codec, data, shape);
-  }
+  without_gil([&] { payload = encode_weight(codec, data, shape); });
   return py::bytes(reinterpret_cast<const char*>(payload.data()), payload.size());
 }
 
@@ -41,10 +39,7 @@ Int8Array decode(const std::string& codec_name, const py::buffer& payload, int64
   check_weight_payload(codec, bytes, shape, field);
   Int8Array output(count);
   int8_t* data = output.mutable_data();
-  {
-    py::gil_scoped_release release;
-    decode_weight(codec, bytes, shape, data, field);
-  }
+  without_gil([&] { decode_weight(codec, bytes, shape, data, field); });
   return output;
 }
 

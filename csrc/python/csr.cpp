@@ -2,6 +2,7 @@
 
 #include <pybind11/numpy.h>
 
+#include "python/gil.h"
 #include "python/module.h"
 
 namespace py = pybind11;
@@ -27,10 +28,7 @@ template <class Value>
 py::tuple from_dense(const Array<Value>& dense) {
   check_dim(dense, 2, "dense");
   CsrMatrix<Value> csr;
-  {
-    py::gil_scoped_release release;
-    csr = csr_from_dense(dense.data(), dense.shape(0), dense.shape(1));
-  }
+  without_gil([&] { csr = csr_from_dense(dense.data(), dense.shape(0), dense.shape(1)); });
   return py::make_tuple(to_array(csr.crow_indices), to_array(csr.col_indices), to_array(csr.values));
 }
 
