@@ -265,7 +265,8 @@ def run_without_torch(path: Path, x: NDArray[np.float32]) -> NDArray[np.float32]
     with tempfile.TemporaryDirectory(prefix="pqk-") as folder:
         source, target = Path(folder) / "x.npy", Path(folder) / "y.npy"
         np.save(source, x)
-        command = [sys.executable, "-c", program, "run", str(path), str(source), "-o", str(target)]
+        # -P: not the package of the current folder, which may be a source tree without built libraries.
+        command = [sys.executable, "-P", "-c", program, "run", str(path), str(source), "-o", str(target)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise RuntimeError(f"running {path} without torch failed ({result.returncode}): {result.stderr.strip()}")
