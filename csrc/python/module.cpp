@@ -26,5 +26,6 @@ PYBIND11_MODULE(_core, module) {
   pqk::python::register_codec(module);
   pqk::python::register_csr(module);
   pqk::python::register_engine(module);
+  pqk::python::register_int8_peak(module);
   pqk::python::register_isa(module);
 }

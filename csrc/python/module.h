@@ -8,6 +8,7 @@ namespace pqk::python {
 void register_codec(pybind11::module_& module);
 void register_csr(pybind11::module_& module);
 void register_engine(pybind11::module_& module);
+void register_int8_peak(pybind11::module_& module);
 void register_isa(pybind11::module_& module);
 
 }  // namespace pqk::python
