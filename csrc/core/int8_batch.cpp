@@ -83,8 +83,8 @@ void int8_conv2d_batch(const Conv2dShape& shape, const Conv2dConstants& constant
     } else {
       codes.data = static_cast<uint8_t*>(output) + image * outputs;
     }
-    packed->run(own.input.image(), residual != nullptr ? &own.residual.image() : nullptr, codes, floats, begin,
-                end);
+    packed->run({own.input.image(), residual != nullptr ? &own.residual.image() : nullptr, codes, floats},
+                begin, end);
   };
   const int64_t row_products = shape.out_width * shape.out_channels * (shape.in_channels / shape.groups) *
                                shape.kernel_height * shape.kernel_width;

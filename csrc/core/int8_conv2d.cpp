@@ -25,12 +25,16 @@ void PackedEpilogue::set(const Conv2dConstants& constants, int64_t channel, int6
   bias_.data()[slot] = constants.bias[channel];
 }
 
+const std::vector<Conv2dKernel>& conv2d_kernels() {
+  static const std::vector<Conv2dKernel> kernels{{"depthwise", pack_depthwise}, {"direct", pack_direct}};
+  return kernels;
+}
+
 std::unique_ptr<PackedConv2d> pack_conv2d(const Conv2dShape& shape, const Conv2dConstants& constants) {
-  const bool depthwise = shape.groups == shape.in_channels && shape.groups == shape.out_channels;
-  if (depthwise && shape.groups > 1) {
-    if (std::unique_ptr<PackedConv2d> packed = pack_depthwise(shape, constants)) return packed;
+  for (const Conv2dKernel& kernel : conv2d_kernels()) {
+    if (std::unique_ptr<PackedConv2d> packed = kernel.pack(shape, constants)) return packed;
   }
-  return pack_direct(shape, constants);
+  return nullptr;  // not reached: the direct kernel takes every layer
 }
 
 }  // namespace pqk

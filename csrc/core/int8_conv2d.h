@@ -48,19 +48,36 @@ struct Conv2dConstants {
   int32_t residual_zero_point;
 };
 
+// What one run reads and writes: one image, or several that lie `step` bytes apart each in all three memories,
+// so that a kernel can use a weight for all of them while it is at hand.
+struct Int8ConvImages {
+  Int8Image input;
+  const Int8Image* residual = nullptr;  // null without one
+  Int8Image output{};                   // of codes
+  float* float_output = nullptr;        // NHWC, dense: of a float32 layer
+  int64_t count = 1;
+  int64_t step = 0;        // bytes from an image's codes to the next image's: input, residual and output
+  int64_t float_step = 0;  // floats from an image's float32 outputs to the next image's
+};
+
 // A layer made ready for one instruction set (the active one at packing). Immutable, safe to share by threads.
 class PackedConv2d {
  public:
   virtual ~PackedConv2d() = default;
-  // Computes output rows [row_begin, row_end) of one image. `residual` is null without one; `output` is the u8
-  // image, or `float_output` (NHWC dense) for a float32 layer.
-  virtual void run(const Int8Image& input, const Int8Image* residual, const Int8Image& output,
-                   float* float_output, int64_t row_begin, int64_t row_end) const = 0;
+  // Computes output rows [row_begin, row_end) of every image.
+  virtual void run(const Int8ConvImages& images, int64_t row_begin, int64_t row_end) const = 0;
   virtual const char* kernel_name() const = 0;
 };
 
-// Chooses the fastest exact kernel for this shape and packs the weights. A linear layer is a 1x1 convolution of
-// a 1x1 image.
+// A way to compute a layer. `pack` returns null for layers, or instruction sets, that the kernel is not for.
+struct Conv2dKernel {
+  const char* name;
+  std::unique_ptr<PackedConv2d> (*pack)(const Conv2dShape& shape, const Conv2dConstants& constants);
+};
+// All of them, with the same results to the bit; the first that packs a layer is the one for dense weights. A
+// linear layer is a 1x1 convolution of a 1x1 image.
+const std::vector<Conv2dKernel>& conv2d_kernels();
+// By the first kernel that can. Which is the fastest for weights with zeros must be measured.
 std::unique_ptr<PackedConv2d> pack_conv2d(const Conv2dShape& shape, const Conv2dConstants& constants);
 
 }  // namespace pqk

@@ -30,13 +30,20 @@ struct Int8Epilogue {
   int32_t residual_zero_point;
 };
 
-// The images of one run.
-struct Int8ConvImages {
-  Int8Image input;
-  const Int8Image* residual;
-  Int8Image output;
-  float* float_output;
-};
+// Image `index` of a run alone.
+inline Int8ConvImages one_image(const Int8ConvImages& images, int64_t index, Int8Image* residual) {
+  Int8ConvImages one = images;
+  one.count = 1;
+  one.input.data += index * images.step;
+  if (one.output.data != nullptr) one.output.data += index * images.step;
+  if (one.float_output != nullptr) one.float_output += index * images.float_step;
+  if (images.residual != nullptr) {
+    *residual = *images.residual;
+    residual->data += index * images.step;
+    one.residual = residual;
+  }
+  return one;
+}
 
 struct Int8DirectPlan {
   Conv2dShape shape;

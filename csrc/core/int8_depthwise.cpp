@@ -9,9 +9,8 @@ class DepthwiseConv2d final : public PackedConv2d {
  public:
   DepthwiseConv2d(const Conv2dShape& shape, const Conv2dConstants& constants,
                   const Int8DepthwiseFormat& format);
-  void run(const Int8Image& input, const Int8Image* residual, const Int8Image& output, float* float_output,
-           int64_t row_begin, int64_t row_end) const override {
-    kernel_(plan_, {input, residual, output, float_output}, row_begin, row_end);
+  void run(const Int8ConvImages& images, int64_t row_begin, int64_t row_end) const override {
+    kernel_(plan_, images, row_begin, row_end);
   }
   const char* kernel_name() const override { return "depthwise"; }
 
@@ -80,7 +79,8 @@ void DepthwiseConv2d::pack_weight(const int8_t* weight, const Int8DepthwiseForma
 
 std::unique_ptr<PackedConv2d> pack_depthwise(const Conv2dShape& shape, const Conv2dConstants& constants) {
   const Int8DepthwiseFormat format = active_int8_depthwise_format()();
-  if (format.lanes == 0) return nullptr;
+  const bool depthwise = shape.groups == shape.in_channels && shape.groups == shape.out_channels;
+  if (!depthwise || shape.groups == 1 || format.lanes == 0) return nullptr;
   return std::make_unique<DepthwiseConv2d>(shape, constants, format);
 }
 

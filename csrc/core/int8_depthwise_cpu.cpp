@@ -211,12 +211,8 @@ RowFunction* row_function(int64_t height, int64_t windows) {
   return &multiply_row<Outputs, 0, 0, HasResidual>;
 }
 
-}  // namespace
-
-Int8DepthwiseFormat int8_depthwise_format() { return {kWeightFormat, kLanes}; }
-
-void int8_depthwise_kernel(const Int8DepthwisePlan& p, const Int8ConvImages& images, int64_t row_begin,
-                           int64_t row_end) {
+void multiply_image(const Int8DepthwisePlan& p, const Int8ConvImages& images, int64_t row_begin,
+                    int64_t row_end) {
   const Conv2dShape& s = p.shape;
   const Int8Epilogue& e = p.epilogue;
   const Int8Image& input = images.input;
@@ -254,6 +250,18 @@ void int8_depthwise_kernel(const Int8DepthwisePlan& p, const Int8ConvImages& ima
            residual.data + channel + y * residual.row_stride, output + channel * channel_bytes + y * output_row,
            s.out_width, s.stride_width * input.pixel_stride, residual.pixel_stride, output_step});
     }
+  }
+}
+
+}  // namespace
+
+Int8DepthwiseFormat int8_depthwise_format() { return {kWeightFormat, kLanes}; }
+
+void int8_depthwise_kernel(const Int8DepthwisePlan& p, const Int8ConvImages& images, int64_t row_begin,
+                           int64_t row_end) {
+  for (int64_t i = 0; i < images.count; ++i) {
+    Int8Image residual;
+    multiply_image(p, one_image(images, i, &residual), row_begin, row_end);
   }
 }
 

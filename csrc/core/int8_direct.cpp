@@ -8,9 +8,8 @@ namespace {
 class DirectConv2d final : public PackedConv2d {
  public:
   DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& constants);
-  void run(const Int8Image& input, const Int8Image* residual, const Int8Image& output, float* float_output,
-           int64_t row_begin, int64_t row_end) const override {
-    kernel_(plan_, {input, residual, output, float_output}, row_begin, row_end);
+  void run(const Int8ConvImages& images, int64_t row_begin, int64_t row_end) const override {
+    kernel_(plan_, images, row_begin, row_end);
   }
   const char* kernel_name() const override { return "direct"; }
 

@@ -111,12 +111,14 @@ constexpr auto all_tiles(std::integer_sequence<int, N...>) {
 // [vectors of output channels - 1][pixels - 1]
 constexpr auto kTiles = all_tiles(std::make_integer_sequence<int, kMaxPanel>());
 
-// Walks over the output pixels of an image row by row and gives their addresses.
+// Walks over the output pixels of the images, row by row, and gives their addresses.
 class PixelWalk {
  public:
-  // From row `row` on, for the group and its output channel that the pointers shall point at.
-  PixelWalk(const Int8DirectPlan& p, const Int8ConvImages& images, int64_t row, int64_t group, int64_t channel)
-      : width_(p.shape.out_width), left_(p.shape.out_width) {
+  // From row `row` on, `rows` of each image, for the group and its output channel that the pointers shall point
+  // at.
+  PixelWalk(const Int8DirectPlan& p, const Int8ConvImages& images, int64_t row, int64_t rows, int64_t group,
+            int64_t channel)
+      : width_(p.shape.out_width), left_(p.shape.out_width), rows_(rows), rows_left_(rows) {
     const Conv2dShape& s = p.shape;
     const Int8Image &input = images.input, *residual = images.residual, &output = images.output;
     input_ = {input.data + group * p.group_in + (row * s.stride_height - s.pad_top) * input.row_stride -
@@ -134,6 +136,14 @@ class PixelWalk {
       output_ = {output.data + channel + row * output.row_stride, output.pixel_stride, output.row_stride,
                  s.out_width};
     }
+    input_.set_image(images.step, s.stride_height * input.row_stride, rows);
+    if (residual != nullptr) residual_.set_image(images.step, residual->row_stride, rows);
+    const int64_t line = s.out_width * s.out_channels * static_cast<int64_t>(sizeof(float));
+    if (p.epilogue.float_output) {
+      output_.set_image(images.float_step * static_cast<int64_t>(sizeof(float)), line, rows);
+    } else {
+      output_.set_image(images.step, output.row_stride, rows);
+    }
   }
 
   void next(int64_t count, Tile* tile) {
@@ -148,6 +158,11 @@ class PixelWalk {
       input_.at += input_.wrap;
       residual_.at += residual_.wrap;
       output_.at += output_.wrap;
+      if (--rows_left_ > 0) continue;
+      rows_left_ = rows_;
+      input_.at += input_.next_image;
+      residual_.at += residual_.next_image;
+      output_.at += output_.next_image;
     }
   }
 
@@ -157,19 +172,21 @@ class PixelWalk {
     Line() = default;
     Line(Byte* first, int64_t pixel, int64_t row, int64_t width)
         : at(first), step(pixel), wrap(row - width * pixel) {}
+    void set_image(int64_t image, int64_t row, int64_t rows) { next_image = image - rows * row; }
     Byte* at = nullptr;
-    int64_t step = 0;  // to the next pixel
-    int64_t wrap = 0;  // from behind the last pixel of a row to the next row
+    int64_t step = 0;        // to the next pixel
+    int64_t wrap = 0;        // from behind the last pixel of a row to the next row
+    int64_t next_image = 0;  // from behind the last row of an image to the next image's first
   };
   Line<const uint8_t> input_, residual_;
   Line<uint8_t> output_;
-  int64_t width_, left_;
+  int64_t width_, left_, rows_, rows_left_;
 };
 
-// Output rows [row_begin, row_end).
+// Output rows [row_begin, row_end) of every image.
 void multiply_rows(const Int8DirectPlan& p, const Int8ConvImages& images, int64_t row_begin, int64_t row_end) {
   const Conv2dShape& s = p.shape;
-  const int64_t pixels = (row_end - row_begin) * s.out_width;
+  const int64_t rows = row_end - row_begin, pixels = images.count * rows * s.out_width;
   const int64_t tap_step = s.dilation_width * images.input.pixel_stride;
   const bool one_run = p.compact_rows > 0 || (s.groups == 1 && tap_step == p.tap_quads * 4);
   Tile tile;
@@ -185,7 +202,7 @@ void multiply_rows(const Int8DirectPlan& p, const Int8ConvImages& images, int64_
       tile.constants = (group * p.tiles + first) * kOutTile;
       tile.weight = p.weight + (group * p.tiles + first) * p.tile_bytes;
       const int64_t channels = std::min(panel * kOutTile, p.group_out - first * kOutTile);
-      PixelWalk walk(p, images, row_begin, group, group * p.group_out + first * kOutTile);
+      PixelWalk walk(p, images, row_begin, rows, group, group * p.group_out + first * kOutTile);
       // `count` tiles whose sizes differ by at most one.
       for (int64_t i = 0; i < count; ++i) {
         const int64_t size = pixels / count + (i < pixels % count);
@@ -234,6 +251,20 @@ void compact_input(const Int8DirectPlan& p, const Int8Image& input, int64_t row_
   }
 }
 
+void multiply_compact(const Int8DirectPlan& p, const Int8ConvImages& images, int64_t row_begin,
+                      int64_t row_end) {
+  const Conv2dShape& s = p.shape;
+  const int64_t row_bytes = compact_row_bytes(s);
+  alignas(64) uint8_t compact[kCompactBytes + 64];  // a quad may reach 3 bytes behind the last row
+  const Int8Image input{compact + s.pad_top * row_bytes + s.pad_left * s.in_channels, row_bytes, s.in_channels};
+  for (int64_t row = row_begin; row < row_end; row += p.compact_rows) {
+    const int64_t rows = std::min(p.compact_rows, row_end - row);
+    compact_input(p, images.input, row, rows, compact);
+    Int8Image residual;
+    multiply_rows(p, from_row(p, images, row, input, &residual), 0, rows);
+  }
+}
+
 }  // namespace
 
 Int8DirectFormat int8_direct_format() { return {kWeightFormat, kMaxPanel}; }
@@ -244,15 +275,9 @@ void int8_direct_kernel(const Int8DirectPlan& p, const Int8ConvImages& images, i
     multiply_rows(p, images, row_begin, row_end);
     return;
   }
-  const Conv2dShape& s = p.shape;
-  const int64_t row_bytes = compact_row_bytes(s);
-  alignas(64) uint8_t compact[kCompactBytes + 64];  // a quad may reach 3 bytes behind the last row
-  const Int8Image input{compact + s.pad_top * row_bytes + s.pad_left * s.in_channels, row_bytes, s.in_channels};
-  for (int64_t row = row_begin; row < row_end; row += p.compact_rows) {
-    const int64_t rows = std::min(p.compact_rows, row_end - row);
-    compact_input(p, images.input, row, rows, compact);
+  for (int64_t i = 0; i < images.count; ++i) {
     Int8Image residual;
-    multiply_rows(p, from_row(p, images, row, input, &residual), 0, rows);
+    multiply_compact(p, one_image(images, i, &residual), row_begin, row_end);
   }
 }
 

@@ -60,7 +60,7 @@ inline void store_weight(uint8_t* vector, WeightFormat format, int64_t lanes, in
 
 inline int64_t weight_bytes(WeightFormat format) { return format == WeightFormat::kQuads ? 1 : 2; }
 
-// One function a kind of layer; a depthwise kernel may be missing (null).
+// See Conv2dKernel::pack.
 std::unique_ptr<PackedConv2d> pack_direct(const Conv2dShape& shape, const Conv2dConstants& constants);
 std::unique_ptr<PackedConv2d> pack_depthwise(const Conv2dShape& shape, const Conv2dConstants& constants);
 

@@ -124,7 +124,8 @@ std::string shape_text(const std::vector<py::ssize_t>& shape, bool with_batch) {
 
 class PyEngine {
  public:
-  PyEngine(const py::object& graph, int num_threads, int64_t max_activation_bytes) {
+  PyEngine(const py::object& graph, int num_threads, int64_t max_activation_bytes,
+           const engine::KernelChoices& kernels) {
     if (num_threads < 1 || num_threads > kMaxThreads) {
       throw py::value_error("num_threads must be from 1 to " + std::to_string(kMaxThreads) + ", got " +
                             std::to_string(num_threads));
@@ -140,7 +141,7 @@ class PyEngine {
     checked.finish();
     input_shape_ = shape_of(checked.input());
     output_shape_ = shape_of(checked.output());
-    without_gil([&] { engine_ = std::make_unique<Engine>(checked, num_threads); });
+    without_gil([&] { engine_ = std::make_unique<Engine>(checked, num_threads, kernels); });
   }
 
   py::array run(const py::object& x, const py::object& out) const {
@@ -239,9 +240,18 @@ class PyEngine {
 }  // namespace
 
 void register_engine(py::module_& module) {
+  module.def(
+      "conv2d_kernels",
+      [] {
+        std::vector<std::string> names;
+        for (const Conv2dKernel& kernel : conv2d_kernels()) names.emplace_back(kernel.name);
+        return names;
+      },
+      "Names of the kernels for convolutions and linear layers.");
   py::class_<PyEngine>(module, "Engine", "A graph made ready to run; see pqk_ext.runtime.Model.")
-      .def(py::init<const py::object&, int, int64_t>(), py::arg("graph"), py::kw_only(), py::arg("num_threads"),
-           py::arg("max_activation_bytes"))
+      .def(py::init<const py::object&, int, int64_t, const engine::KernelChoices&>(), py::arg("graph"),
+           py::kw_only(), py::arg("num_threads"), py::arg("max_activation_bytes"),
+           py::arg("kernels") = engine::KernelChoices{})
       .def("run", &PyEngine::run, py::arg("x"), py::arg("out") = py::none(),
            "Outputs for a float32 array (N, *input shape), with the GIL released.")
       .def("profile", &PyEngine::profile, py::arg("x"), py::arg("repeats"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,18 +31,36 @@ class Model:
         output_shape: of one result, without the batch dimension.
     """
 
-    def __init__(self, graph: Graph, *, num_threads: int, nbytes: int, max_activation_bytes: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        num_threads: int,
+        nbytes: int,
+        max_activation_bytes: int,
+        kernels: Mapping[str, str] | None = None,
+    ) -> None:
         self.graph = graph
         self.nbytes = nbytes
         self.num_threads = num_threads
         self.input_shape = graph.input.shape
-        self._engine = _core.Engine(graph, num_threads=num_threads, max_activation_bytes=max_activation_bytes)
+        self._engine = _core.Engine(
+            graph,
+            num_threads=num_threads,
+            max_activation_bytes=max_activation_bytes,
+            kernels=_checked_choices(graph, kernels),
+        )
         self.output_shape = graph.nodes[-1].value.shape
         self._run = self._engine.run
 
     @classmethod
     def from_graph(
-        cls, graph: Graph, *, num_threads: int = 1, max_activation_bytes: int = MAX_ACTIVATION_BYTES
+        cls,
+        graph: Graph,
+        *,
+        num_threads: int = 1,
+        max_activation_bytes: int = MAX_ACTIVATION_BYTES,
+        kernels: Mapping[str, str] | None = None,
     ) -> Model:
         """A model of a graph in memory.
 
@@ -49,12 +68,13 @@ class Model:
             graph: checked again here, whatever made it.
             num_threads: threads that one call may use, the calling one included.
             max_activation_bytes: a graph whose activations for one sample need more is refused.
+            kernels: see :func:`load`.
 
         Raises:
             FormatError: the graph breaks a rule; ``field`` names the node and its part.
-            ValueError: ``num_threads`` or ``max_activation_bytes`` out of range.
+            ValueError: ``num_threads``, ``max_activation_bytes`` or ``kernels`` out of range.
         """
-        return cls(graph, num_threads=num_threads, nbytes=0, max_activation_bytes=max_activation_bytes)
+        return cls(graph, num_threads=num_threads, nbytes=0, max_activation_bytes=max_activation_bytes, kernels=kernels)
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """:meth:`run` into a new array."""
@@ -107,13 +127,32 @@ class Model:
         )
 
 
-def load(path: str | os.PathLike[str], *, num_threads: int = 1, sha256: str | None = None) -> Model:
+def _checked_choices(graph: Graph, kernels: Mapping[str, str] | None) -> dict[str, str]:
+    choices = dict(kernels or {})
+    names = {"*", *(node.name for node in graph.nodes if node.op in ("conv2d", "linear"))}
+    for node, kernel in choices.items():
+        if node not in names:
+            raise ValueError(f"kernels: expected names of conv2d and linear nodes, or '*', got {node!r}")
+        if kernel not in _core.conv2d_kernels():
+            raise ValueError(f"kernels[{node!r}]: expected one of {', '.join(_core.conv2d_kernels())}, got {kernel!r}")
+    return choices
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    num_threads: int = 1,
+    sha256: str | None = None,
+    kernels: Mapping[str, str] | None = None,
+) -> Model:
     """Reads a ``.pqk`` file, checks all of it, and makes it ready to run.
 
     Args:
         path: the file.
         num_threads: threads that one call may use, the calling one included.
         sha256: SHA-256 of the whole file in hexadecimal that it must have.
+        kernels: name of a convolution or linear node -> name of the kernel that shall compute it; ``"*"`` stands for
+            all nodes without an entry of their own, as far as the kernel is for them. Results do not depend on it.
 
     Returns:
         A callable :class:`Model`.
@@ -121,7 +160,7 @@ def load(path: str | os.PathLike[str], *, num_threads: int = 1, sha256: str | No
     Raises:
         FormatError: the file breaks a rule of the format.
         OSError: it cannot be read.
-        ValueError: ``num_threads`` out of range.
+        ValueError: ``num_threads`` out of range, or a kernel that is unknown or not for its node.
     """
     graph = format.read(path, sha256=sha256)
     return Model(
@@ -129,4 +168,5 @@ def load(path: str | os.PathLike[str], *, num_threads: int = 1, sha256: str | No
         num_threads=num_threads,
         nbytes=os.stat(path).st_size,
         max_activation_bytes=MAX_ACTIVATION_BYTES,
+        kernels=kernels,
     )

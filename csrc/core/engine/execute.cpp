@@ -18,23 +18,34 @@ void lower(std::atomic<int64_t>& first, int64_t index) {
 
 }  // namespace
 
-// The arena of one image.
+// The arenas of the images that one thread computes together.
 class Engine::Workspace {
  public:
   explicit Workspace(const Plan& plan)
-      : arena_(static_cast<uint8_t*>(
-            ::operator new(static_cast<size_t>(plan.arena_bytes()), std::align_val_t{kAlignment}))) {
-    plan.prepare(arena_);
-  }
-  ~Workspace() { ::operator delete(arena_, std::align_val_t{kAlignment}); }
+      : plan_(&plan),
+        arenas_(static_cast<uint8_t*>(::operator new(static_cast<size_t>(plan.arena_bytes() * plan.group()),
+                                                     std::align_val_t{kAlignment}))) {}
+  ~Workspace() { ::operator delete(arenas_, std::align_val_t{kAlignment}); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  uint8_t* arena() const { return arena_; }
+  // For images [first, first + count) of the caller's; memory that no call needs is never touched.
+  Frame frame(const float* input, float* output, int64_t first, int64_t count) {
+    for (; ready_ < count; ++ready_) plan_->prepare(arenas_ + ready_ * plan_->arena_bytes());
+    return {arenas_,
+            input + first * plan_->input_numel(),
+            output + first * plan_->output_numel(),
+            count,
+            plan_->arena_bytes(),
+            plan_->input_numel(),
+            plan_->output_numel()};
+  }
 
  private:
   static constexpr size_t kAlignment = 4096;
-  uint8_t* arena_;
+  const Plan* plan_;
+  uint8_t* arenas_;
+  int64_t ready_ = 0;
 };
 
 // A workspace for the duration of a call.
@@ -51,7 +62,8 @@ class Engine::Lease {
   std::unique_ptr<Workspace> workspace_;
 };
 
-Engine::Engine(const Graph& graph, int num_threads) : plan_(graph), pool_(num_threads) {}
+Engine::Engine(const Graph& graph, int num_threads, const KernelChoices& choices)
+    : plan_(graph, choices), pool_(num_threads) {}
 
 Engine::~Engine() {
   for (std::atomic<Workspace*>& slot : idle_) delete slot.load();
@@ -90,12 +102,11 @@ int64_t Engine::run(const float* input, float* output, int64_t batch) const {
 
 int64_t Engine::run_images(const float* input, float* output, int64_t begin, int64_t end,
                            Workspace& workspace) const {
-  for (int64_t image = begin; image < end; ++image) {
-    const Frame frame{workspace.arena(), input + image * plan_.input_numel(),
-                      output + image * plan_.output_numel()};
+  for (int64_t first = begin; first < end; first += plan_.group()) {
+    const Frame frame = workspace.frame(input, output, first, std::min(plan_.group(), end - first));
     for (const std::unique_ptr<Step>& step : plan_.steps()) {
       const int64_t nan = step->run(frame, 0, step->rows);
-      if (nan >= 0) return image * plan_.input_numel() + nan;
+      if (nan >= 0) return first * plan_.input_numel() + nan;
     }
   }
   return -1;
@@ -121,8 +132,7 @@ int64_t Engine::run_images_parallel(const float* input, float* output, int64_t b
 int64_t Engine::run_rows_parallel(const float* input, float* output, int64_t batch) const {
   const Lease lease(*this);
   for (int64_t image = 0; image < batch; ++image) {
-    const Frame frame{(*lease).arena(), input + image * plan_.input_numel(),
-                      output + image * plan_.output_numel()};
+    const Frame frame = (*lease).frame(input, output, image, 1);
     for (const std::unique_ptr<Step>& step : plan_.steps()) {
       std::atomic<int64_t> first_nan{-1};
       pool_(step->rows, step->grain,
@@ -138,7 +148,7 @@ std::vector<double> Engine::profile(const float* input, int repeats) const {
   std::vector<float> output(static_cast<size_t>(plan_.output_numel()));
   std::vector<double> least(plan_.steps().size(), 1e30);
   const Lease lease(*this);
-  const Frame frame{(*lease).arena(), input, output.data()};
+  const Frame frame = (*lease).frame(input, output.data(), 0, 1);
   for (int i = 0; i < repeats; ++i) {
     for (size_t s = 0; s < least.size(); ++s) {
       const Step& step = *plan_.steps()[s];

@@ -16,11 +16,18 @@
 
 namespace pqk::engine {
 
-// The memory of one image on its way through the graph.
+// The memory of the images that go through the graph together, each with an arena of its own.
 struct Frame {
   uint8_t* arena;
   const float* input;
   float* output;
+  int64_t images = 1;
+  int64_t arena_step = 0;                   // bytes from an image's arena to the next's
+  int64_t input_step = 0, output_step = 0;  // floats
+
+  Frame image(int64_t index) const {
+    return {arena + index * arena_step, input + index * input_step, output + index * output_step};
+  }
 };
 
 struct ImageSlot {
@@ -39,6 +46,11 @@ struct FloatSlot {
   FloatImage at(const Frame& frame) const {
     float* data = memory == Memory::kOutput ? frame.output : reinterpret_cast<float*>(frame.arena + offset);
     return {data, channel_stride, row_stride, pixel_stride};
+  }
+  // Floats from an image of the frame to the next, of a slot that is written.
+  int64_t step(const Frame& frame) const {
+    return memory == Memory::kOutput ? frame.output_step
+                                     : frame.arena_step / static_cast<int64_t>(sizeof(float));
   }
   ConstFloatImage read(const Frame& frame) const {
     const float* data = memory == Memory::kInput ? frame.input : at(frame).data;

@@ -1,5 +1,6 @@
 #include "core/engine/plan.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/isa.h"
@@ -7,6 +8,10 @@
 namespace pqk::engine {
 
 namespace {
+
+// Images that are computed together share every weight that a kernel has loaded, and fill its tiles where an
+// image has few pixels. Their arenas should stay in a core's own cache.
+constexpr int64_t kMostImages = 8, kGroupBytes = 256 << 10;
 
 std::unique_ptr<Step> make_step(const StepContext& context) {
   switch (context.node.op) {
@@ -29,24 +34,25 @@ std::unique_ptr<Step> make_step(const StepContext& context) {
 
 }  // namespace
 
-Plan::Plan(const Graph& graph)
+Plan::Plan(const Graph& graph, const KernelChoices& choices)
     : input_numel_(graph.input().numel()), output_numel_(graph.output().numel()), isa_(isa_name(active_isa())) {
   const Layout layout(graph);
   const int values = static_cast<int>(graph.nodes().size());
   for (int value = 1; value <= values; ++value) {
     if (layout.is_view(value)) continue;
     const Node& node = graph.nodes()[value - 1];
-    std::unique_ptr<Step> step = make_step({graph, layout, node, value});
+    std::unique_ptr<Step> step = make_step({graph, layout, node, value, choices});
     if (step == nullptr) continue;
     steps_.push_back(std::move(step));
     infos_.push_back({node.name, steps_.back()->kernel_name()});
   }
   if (layout.reorders_output()) {
-    steps_.push_back(make_output_step({graph, layout, graph.nodes().back(), values}));
+    steps_.push_back(make_output_step({graph, layout, graph.nodes().back(), values, choices}));
     infos_.push_back({"output", steps_.back()->kernel_name()});
   }
   fills_ = layout.fills();
   arena_bytes_ = layout.arena_bytes();
+  group_ = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(1, arena_bytes_), 1, kMostImages);
 }
 
 void Plan::prepare(uint8_t* arena) const {

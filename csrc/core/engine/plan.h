@@ -16,12 +16,14 @@ struct StepInfo {
 
 class Plan {
  public:
-  // Throws FormatError when the graph needs too much memory.
-  explicit Plan(const Graph& graph);
+  // Throws FormatError when the graph needs too much memory, std::invalid_argument for a choice that cannot be.
+  Plan(const Graph& graph, const KernelChoices& choices);
 
   const std::vector<std::unique_ptr<Step>>& steps() const { return steps_; }
   const std::vector<StepInfo>& infos() const { return infos_; }
-  int64_t arena_bytes() const { return arena_bytes_; }
+  int64_t arena_bytes() const { return arena_bytes_; }  // of one image
+  // Images of a batch that go through every step together.
+  int64_t group() const { return group_; }
   int64_t input_numel() const { return input_numel_; }
   int64_t output_numel() const { return output_numel_; }
   const char* isa() const { return isa_; }
@@ -32,7 +34,7 @@ class Plan {
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<StepInfo> infos_;
   std::vector<Fill> fills_;
-  int64_t arena_bytes_, input_numel_, output_numel_;
+  int64_t arena_bytes_, group_, input_numel_, output_numel_;
   const char* isa_;
 };
 

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <map>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -15,7 +17,8 @@ class Step {
  public:
   explicit Step(const char* kernel) : kernel_(kernel) {}
   virtual ~Step() = default;
-  // Computes rows [begin, end) of the output. Returns -1, or the index of the first NaN in the graph's input.
+  // Computes rows [begin, end) of the output of every image of the frame. Returns -1, or the index of the first
+  // NaN in the graph's inputs.
   virtual int64_t run(const Frame& frame, int64_t begin, int64_t end) const = 0;
   const char* kernel_name() const { return kernel_; }
 
@@ -30,10 +33,10 @@ class Step {
 inline constexpr int64_t kProductsPerThread = 400000;
 inline constexpr int64_t kBytesPerThread = 65536;
 
-// A Step from a function of (frame, row begin, row end) that owns what it needs.
+// A Step from a function of (frame, row begin, row end) that owns what it needs and computes all images.
 template <class Body>
-std::unique_ptr<Step> step_of(const char* kernel, int64_t rows, int64_t work, int64_t work_per_thread,
-                              Body body) {
+std::unique_ptr<Step> batch_step_of(const char* kernel, int64_t rows, int64_t work, int64_t work_per_thread,
+                                    Body body) {
   class BodyStep final : public Step {
    public:
     BodyStep(const char* kernel, Body body) : Step(kernel), body_(std::move(body)) {}
@@ -55,12 +58,35 @@ std::unique_ptr<Step> step_of(const char* kernel, int64_t rows, int64_t work, in
   return step;
 }
 
+// The same from a function that computes the one image of its frame.
+template <class Body>
+std::unique_ptr<Step> step_of(const char* kernel, int64_t rows, int64_t work, int64_t work_per_thread,
+                              Body body) {
+  return batch_step_of(kernel, rows, work, work_per_thread,
+                       [body = std::move(body)](const Frame& frame, int64_t begin, int64_t end) -> int64_t {
+                         for (int64_t i = 0; i < frame.images; ++i) {
+                           if constexpr (std::is_void_v<decltype(body(frame, begin, end))>) {
+                             body(frame.image(i), begin, end);
+                           } else {
+                             const int64_t nan = body(frame.image(i), begin, end);
+                             if (nan >= 0) return i * frame.input_step + nan;
+                           }
+                         }
+                         return -1;
+                       });
+}
+
+// Kernels asked for by name, by node name; "*" stands for all nodes that have no choice of their own, and is
+// ignored where the kernel is not for the layer.
+using KernelChoices = std::map<std::string, std::string>;
+
 // What a step is made from. Steps copy what they need: the graph's constants do not outlive planning.
 struct StepContext {
   const Graph& graph;
   const Layout& layout;
   const Node& node;
   int value;  // the node's
+  const KernelChoices& choices;
 
   const Value& in(size_t slot = 0) const { return graph.value(node.inputs[slot]); }
   const Value& out() const { return node.value; }

@@ -1,3 +1,5 @@
+#include <stdexcept>
+
 #include "core/engine/steps.h"
 #include "core/int8_conv2d.h"
 
@@ -78,6 +80,29 @@ Conv2dConstants constants_of(const StepContext& context) {
   return constants;
 }
 
+std::unique_ptr<PackedConv2d> pack_by_name(const Conv2dShape& shape, const Conv2dConstants& constants,
+                                           const std::string& name) {
+  for (const Conv2dKernel& kernel : conv2d_kernels()) {
+    if (kernel.name == name) return kernel.pack(shape, constants);
+  }
+  return nullptr;
+}
+
+std::unique_ptr<PackedConv2d> pack_chosen(const StepContext& context, const Conv2dShape& shape,
+                                          const Conv2dConstants& constants) {
+  const auto own = context.choices.find(context.node.name), all = context.choices.find("*");
+  if (own != context.choices.end()) {
+    std::unique_ptr<PackedConv2d> packed = pack_by_name(shape, constants, own->second);
+    if (packed != nullptr) return packed;
+    throw std::invalid_argument("kernels['" + own->first + "']: no kernel '" + own->second +
+                                "' for this layer on " + isa_name(active_isa()));
+  }
+  if (all != context.choices.end()) {
+    if (std::unique_ptr<PackedConv2d> packed = pack_by_name(shape, constants, all->second)) return packed;
+  }
+  return pack_conv2d(shape, constants);
+}
+
 }  // namespace
 
 std::unique_ptr<Step> make_conv_step(const StepContext& context) {
@@ -90,31 +115,28 @@ std::unique_ptr<Step> make_conv_step(const StepContext& context) {
     reordered = taps_to_channels(constants.weight, shape);
     constants.weight = reordered.data();
   }
-  std::unique_ptr<PackedConv2d> packed = pack_conv2d(shape, constants);
+  std::unique_ptr<PackedConv2d> packed = pack_chosen(context, shape, constants);
   const char* const kernel = packed->kernel_name();
   const int64_t products =
       node.value.numel() * (shape.in_channels / shape.groups) * shape.kernel_height * shape.kernel_width;
-  const ImageSlot input = context.in_image();
-  if (node.value.dtype == DType::kF32) {
-    return step_of(kernel, shape.out_height, products, kProductsPerThread,
-                   [packed = std::move(packed), input, output = context.out_floats()](
-                       const Frame& frame, int64_t begin, int64_t end) {
-                     packed->run(input.at(frame), nullptr, {}, output.at(frame).data, begin, end);
-                   });
-  }
-  const ImageSlot output = context.out_image();
-  if (node.inputs.size() == 1) {
-    return step_of(kernel, shape.out_height, products, kProductsPerThread,
-                   [packed = std::move(packed), input, output](const Frame& frame, int64_t begin, int64_t end) {
-                     packed->run(input.at(frame), nullptr, output.at(frame), nullptr, begin, end);
-                   });
-  }
-  return step_of(kernel, shape.out_height, products, kProductsPerThread,
-                 [packed = std::move(packed), input, residual_slot = context.in_image(1), output](
-                     const Frame& frame, int64_t begin, int64_t end) {
-                   const Int8Image residual = residual_slot.at(frame);
-                   packed->run(input.at(frame), &residual, output.at(frame), nullptr, begin, end);
-                 });
+  const bool codes = node.value.dtype == DType::kU8, residual = node.inputs.size() == 2;
+  return batch_step_of(
+      kernel, shape.out_height, products, kProductsPerThread,
+      [packed = std::move(packed), codes, residual, input = context.in_image(),
+       other = residual ? context.in_image(1) : ImageSlot{}, output = codes ? context.out_image() : ImageSlot{},
+       floats = codes ? FloatSlot{} : context.out_floats()](const Frame& frame, int64_t begin, int64_t end) {
+        const Int8Image added = other.at(frame);
+        Int8ConvImages images{input.at(frame), residual ? &added : nullptr};
+        if (codes) {
+          images.output = output.at(frame);
+        } else {
+          images.float_output = floats.at(frame).data;
+          images.float_step = floats.step(frame);
+        }
+        images.count = frame.images;
+        images.step = frame.arena_step;
+        packed->run(images, begin, end);
+      });
 }
 
 }  // namespace pqk::engine
