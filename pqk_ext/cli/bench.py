@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pqk_ext.cli.bench_profile import measure
 from pqk_ext.cli.options import JsonPath, Network, Threads, load_network
 from pqk_ext.cli.output import check_json, emit, table
 from pqk_ext.timing import interleaved
@@ -25,7 +26,9 @@ def bench(
     against: Annotated[
         Path | None, typer.Option("--against", metavar="FILE", help="A second file, timed in turn with the first.")
     ] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Also the time of each layer, for one sample.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also each layer: kernel, shape, time, share of the peak.")
+    ] = False,
     json: JsonPath = None,
 ) -> None:
     """Time a file. Needs no torch.
@@ -52,10 +55,9 @@ def bench(
     columns = ("file", ">median us", ">least us", ">us/sample", "")
     shown = [table(title, columns, rows)]
     if profile:
-        layers = networks[0].profile(inputs[0])
-        values["layers"] = [{"node": n, "kernel": k, "us": 1e6 * s} for n, k, s in layers]
-        rows_of_layers = [(n, k, f"{1e6 * s:.1f}") for n, k, s in layers]
-        shown.append(table("Layers, one sample, one thread, least time", ("node", "kernel", ">us"), rows_of_layers))
+        layers = measure(networks[0], inputs[0])
+        values |= {"profile": layers.values(), "layers": layers.layer_values()}
+        shown.append(layers.table())
     emit(values, json, *shown)
 
 

@@ -19,7 +19,7 @@ from pqk_ext.cli.failures import ExitCode, Failure
 
 __all__ = ["check_output", "emit", "kilobytes", "progress_bar", "replace_file", "table"]
 
-_WIDTH_OF_A_FILE = 120
+_WIDTH_OF_A_FILE = 200
 
 
 class _Console(Console):

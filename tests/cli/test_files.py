@@ -69,8 +69,27 @@ def test_bench_writes_times(pqk_without_torch: Pqk, network: Path, tmp_path: Pat
     assert 0 < values["min_us"] <= values["median_us"]
     assert values["median_us_per_sample"] == pytest.approx(values["median_us"] / 2)
     assert values["against"]["ratio"] > 0
-    assert {layer["node"] for layer in values["layers"]}
     assert (values["batch"], values["threads"], values["rounds"]) == (2, 1, 3)
+
+
+def test_bench_profiles_each_layer(pqk_without_torch: Pqk, network: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bench.json"
+    done = pqk_without_torch("bench", network, "--rounds", 1, "--threads", 2, "--profile", "--json", target)
+    assert (done.code, done.err) == (0, "")
+    values = json.loads(target.read_text())
+    profile, layers = values["profile"], values["layers"]
+    assert [layer["node"] for layer in layers] == [name for name, _ in runtime.load(network).kernels]
+    assert sum(layer["us"] for layer in layers) == pytest.approx(profile["sum_of_layers_us"])
+    assert sum(layer["share"] for layer in layers) == pytest.approx(1)
+    assert profile["call_us"] == pytest.approx(profile["sum_of_layers_us"] + profile["overhead_us"])
+    assert profile["macs"] == sum(layer["macs"] for layer in layers) == 2_656_768
+    for layer in layers:
+        assert layer["gmacs"] == pytest.approx(layer["macs"] / layer["us"] / 1e3)
+        assert layer["fraction_of_peak"] == pytest.approx(layer["gmacs"] / profile["peak_gmacs"])
+        assert layer["node"] in done.out
+    assert "64x25x5 -> 64x25x5, 3x3, depthwise" in done.out
+    assert "1x49x10 -> 64x25x5, 10x4 / 2" in done.out
+    assert "overhead of the call" in done.out
 
 
 def test_eval_of_a_file_counts_right_answers(pqk_without_torch: Pqk, network: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
@@ -20,7 +21,7 @@ def test_wider_vectors_multiply_more() -> None:
     # Even a slow core does one vector in some cycles, and none does more than 4 of 64 bytes at 8 GHz.
     assert all(1e8 < peak < 4 * 64 * 8e9 for peak in peaks)
     # Each step doubles the vector at least; the last also does two multiplications' work in one.
-    assert all(b > 1.4 * a for a, b in zip(peaks, peaks[1:], strict=False))
+    assert all(b > 1.4 * a for a, b in itertools.pairwise(peaks))
 
 
 def test_small_buffers_are_read_faster_than_memory(isa: str) -> None:
