@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/int8_conv2d_plan.h"
+#include "core/int8_pixel_walk_cpu.h"
 #include "core/int8_requantize_cpu.h"
 
 #include "core/isa_begin.h"
@@ -111,78 +112,6 @@ constexpr auto all_tiles(std::integer_sequence<int, N...>) {
 // [vectors of output channels - 1][pixels - 1]
 constexpr auto kTiles = all_tiles(std::make_integer_sequence<int, kMaxPanel>());
 
-// Walks over the output pixels of the images, row by row, and gives their addresses.
-class PixelWalk {
- public:
-  // From row `row` on, `rows` of each image, for the group and its output channel that the pointers shall point
-  // at.
-  PixelWalk(const Int8DirectPlan& p, const Int8ConvImages& images, int64_t row, int64_t rows, int64_t group,
-            int64_t channel)
-      : width_(p.shape.out_width), left_(p.shape.out_width), rows_(rows), rows_left_(rows) {
-    const Conv2dShape& s = p.shape;
-    const Int8Image &input = images.input, *residual = images.residual, &output = images.output;
-    input_ = {input.data + group * p.group_in + (row * s.stride_height - s.pad_top) * input.row_stride -
-                  s.pad_left * input.pixel_stride,
-              s.stride_width * input.pixel_stride, s.stride_height * input.row_stride, s.out_width};
-    if (residual != nullptr) {
-      residual_ = {residual->data + channel + row * residual->row_stride, residual->pixel_stride,
-                   residual->row_stride, s.out_width};
-    }
-    if (p.epilogue.float_output) {
-      const int64_t pixel = s.out_channels * sizeof(float), line = s.out_width * pixel;
-      output_ = {reinterpret_cast<uint8_t*>(images.float_output + channel) + row * line, pixel, line,
-                 s.out_width};
-    } else {
-      output_ = {output.data + channel + row * output.row_stride, output.pixel_stride, output.row_stride,
-                 s.out_width};
-    }
-    input_.set_image(images.step, s.stride_height * input.row_stride, rows);
-    if (residual != nullptr) residual_.set_image(images.step, residual->row_stride, rows);
-    const int64_t line = s.out_width * s.out_channels * static_cast<int64_t>(sizeof(float));
-    if (p.epilogue.float_output) {
-      output_.set_image(images.float_step * static_cast<int64_t>(sizeof(float)), line, rows);
-    } else {
-      output_.set_image(images.step, output.row_stride, rows);
-    }
-  }
-
-  void next(int64_t count, Tile* tile) {
-    for (int64_t m = 0; m < count; ++m) {
-      tile->input[m] = input_.at;
-      tile->output[m] = {residual_.at, output_.at};
-      input_.at += input_.step;
-      residual_.at += residual_.step;
-      output_.at += output_.step;
-      if (--left_ > 0) continue;
-      left_ = width_;
-      input_.at += input_.wrap;
-      residual_.at += residual_.wrap;
-      output_.at += output_.wrap;
-      if (--rows_left_ > 0) continue;
-      rows_left_ = rows_;
-      input_.at += input_.next_image;
-      residual_.at += residual_.next_image;
-      output_.at += output_.next_image;
-    }
-  }
-
- private:
-  template <class Byte>
-  struct Line {
-    Line() = default;
-    Line(Byte* first, int64_t pixel, int64_t row, int64_t width)
-        : at(first), step(pixel), wrap(row - width * pixel) {}
-    void set_image(int64_t image, int64_t row, int64_t rows) { next_image = image - rows * row; }
-    Byte* at = nullptr;
-    int64_t step = 0;        // to the next pixel
-    int64_t wrap = 0;        // from behind the last pixel of a row to the next row
-    int64_t next_image = 0;  // from behind the last row of an image to the next image's first
-  };
-  Line<const uint8_t> input_, residual_;
-  Line<uint8_t> output_;
-  int64_t width_, left_, rows_, rows_left_;
-};
-
 // Output rows [row_begin, row_end) of every image.
 void multiply_rows(const Int8DirectPlan& p, const Int8ConvImages& images, int64_t row_begin, int64_t row_end) {
   const Conv2dShape& s = p.shape;
@@ -202,11 +131,12 @@ void multiply_rows(const Int8DirectPlan& p, const Int8ConvImages& images, int64_
       tile.constants = (group * p.tiles + first) * kOutTile;
       tile.weight = p.weight + (group * p.tiles + first) * p.tile_bytes;
       const int64_t channels = std::min(panel * kOutTile, p.group_out - first * kOutTile);
-      PixelWalk walk(p, images, row_begin, rows, group, group * p.group_out + first * kOutTile);
+      PixelWalk walk(s, p.epilogue.float_output, images, row_begin, rows, group * p.group_in,
+                     group * p.group_out + first * kOutTile);
       // `count` tiles whose sizes differ by at most one.
       for (int64_t i = 0; i < count; ++i) {
         const int64_t size = pixels / count + (i < pixels % count);
-        walk.next(size, &tile);
+        walk.next(size, tile.input, tile.output);
         kTiles[panel - 1][size - 1](tile);
         requantize(p.epilogue, tile.sums, size, panel, tile.constants, channels, tile.output);
       }
