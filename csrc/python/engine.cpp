@@ -125,7 +125,7 @@ std::string shape_text(const std::vector<py::ssize_t>& shape, bool with_batch) {
 class PyEngine {
  public:
   PyEngine(const py::object& graph, int num_threads, int64_t max_activation_bytes,
-           const engine::KernelChoices& kernels) {
+           const engine::KernelChoices& kernels, const engine::KernelTable& kernel_table, bool measure) {
     if (num_threads < 1 || num_threads > kMaxThreads) {
       throw py::value_error("num_threads must be from 1 to " + std::to_string(kMaxThreads) + ", got " +
                             std::to_string(num_threads));
@@ -141,7 +141,10 @@ class PyEngine {
     checked.finish();
     input_shape_ = shape_of(checked.input());
     output_shape_ = shape_of(checked.output());
-    without_gil([&] { engine_ = std::make_unique<Engine>(checked, num_threads, kernels); });
+    without_gil([&] {
+      engine_ =
+          std::make_unique<Engine>(checked, num_threads, engine::KernelOptions{kernels, kernel_table, measure});
+    });
   }
 
   py::array run(const py::object& x, const py::object& out) const {
@@ -249,14 +252,19 @@ void register_engine(py::module_& module) {
       },
       "Names of the kernels for convolutions and linear layers.");
   py::class_<PyEngine>(module, "Engine", "A graph made ready to run; see pqk_ext.runtime.Model.")
-      .def(py::init<const py::object&, int, int64_t, const engine::KernelChoices&>(), py::arg("graph"),
-           py::kw_only(), py::arg("num_threads"), py::arg("max_activation_bytes"),
-           py::arg("kernels") = engine::KernelChoices{})
+      .def(py::init<const py::object&, int, int64_t, const engine::KernelChoices&, const engine::KernelTable&,
+                    bool>(),
+           py::arg("graph"), py::kw_only(), py::arg("num_threads"), py::arg("max_activation_bytes"),
+           py::arg("kernels") = engine::KernelChoices{}, py::arg("kernel_table") = engine::KernelTable{},
+           py::arg("measure") = false)
       .def("run", &PyEngine::run, py::arg("x"), py::arg("out") = py::none(),
            "Outputs for a float32 array (N, *input shape), with the GIL released.")
       .def("profile", &PyEngine::profile, py::arg("x"), py::arg("repeats"),
            "(node, kernel, least seconds) of every step for the first image, on one thread.")
       .def_property_readonly("kernels", &PyEngine::kernels, "(node, kernel) of every step.")
+      .def_property_readonly(
+          "measured", [](const PyEngine& self) { return self.engine().plan().measured(); },
+          "Seconds by layer and kernel, of layers that kernel_table lacked.")
       .def_property_readonly("isa", [](const PyEngine& self) { return self.engine().plan().isa(); })
       .def_property_readonly("num_threads", [](const PyEngine& self) { return self.engine().num_threads(); })
       .def_property_readonly("activation_bytes",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqk_ext import _core
-from pqk_ext.runtime import format
+from pqk_ext.runtime import format, kernel_table
 from pqk_ext.runtime.graph import Graph
 
 __all__ = ["MAX_ACTIVATION_BYTES", "Model", "load"]
@@ -39,6 +39,7 @@ class Model:
         nbytes: int,
         max_activation_bytes: int,
         kernels: Mapping[str, str] | None = None,
+        tune: bool = True,
     ) -> None:
         self.graph = graph
         self.nbytes = nbytes
@@ -49,7 +50,10 @@ class Model:
             num_threads=num_threads,
             max_activation_bytes=max_activation_bytes,
             kernels=_checked_choices(graph, kernels),
+            kernel_table=kernel_table.read(),
+            measure=tune,
         )
+        kernel_table.remember(self._engine.measured)
         self.output_shape = graph.nodes[-1].value.shape
         self._run = self._engine.run
 
@@ -61,6 +65,7 @@ class Model:
         num_threads: int = 1,
         max_activation_bytes: int = MAX_ACTIVATION_BYTES,
         kernels: Mapping[str, str] | None = None,
+        tune: bool = True,
     ) -> Model:
         """A model of a graph in memory.
 
@@ -69,6 +74,7 @@ class Model:
             num_threads: threads that one call may use, the calling one included.
             max_activation_bytes: a graph whose activations for one sample need more is refused.
             kernels: see :func:`load`.
+            tune: see :func:`load`.
 
         Raises:
             FormatError: the graph breaks a rule; ``field`` names the node and its part.
@@ -144,6 +150,7 @@ def load(
     num_threads: int = 1,
     sha256: str | None = None,
     kernels: Mapping[str, str] | None = None,
+    tune: bool = True,
 ) -> Model:
     """Reads a ``.pqk`` file, checks all of it, and makes it ready to run.
 
@@ -153,6 +160,9 @@ def load(
         sha256: SHA-256 of the whole file in hexadecimal that it must have.
         kernels: name of a convolution or linear node -> name of the kernel that shall compute it; ``"*"`` stands for
             all nodes without an entry of their own, as far as the kernel is for them. Results do not depend on it.
+        tune: time the kernels for layers whose weights hold zeros, where that has not been done on this CPU before
+            (see :mod:`pqk_ext.runtime.kernel_table`): milliseconds a layer, once. Without it such layers are computed
+            as if their weights were dense.
 
     Returns:
         A callable :class:`Model`.
@@ -169,4 +179,5 @@ def load(
         nbytes=os.stat(path).st_size,
         max_activation_bytes=MAX_ACTIVATION_BYTES,
         kernels=kernels,
+        tune=tune,
     )

@@ -62,8 +62,8 @@ class Engine::Lease {
   std::unique_ptr<Workspace> workspace_;
 };
 
-Engine::Engine(const Graph& graph, int num_threads, const KernelChoices& choices)
-    : plan_(graph, choices), pool_(num_threads) {}
+Engine::Engine(const Graph& graph, int num_threads, const KernelOptions& options)
+    : plan_(graph, options), pool_(num_threads) {}
 
 Engine::~Engine() {
   for (std::atomic<Workspace*>& slot : idle_) delete slot.load();

@@ -14,7 +14,7 @@ namespace pqk::engine {
 
 class Engine {
  public:
-  Engine(const Graph& graph, int num_threads, const KernelChoices& choices);
+  Engine(const Graph& graph, int num_threads, const KernelOptions& options);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

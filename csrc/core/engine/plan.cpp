@@ -34,25 +34,27 @@ std::unique_ptr<Step> make_step(const StepContext& context) {
 
 }  // namespace
 
-Plan::Plan(const Graph& graph, const KernelChoices& choices)
+Plan::Plan(const Graph& graph, const KernelOptions& options)
     : input_numel_(graph.input().numel()), output_numel_(graph.output().numel()), isa_(isa_name(active_isa())) {
   const Layout layout(graph);
+  fills_ = layout.fills();
+  arena_bytes_ = layout.arena_bytes();
+  group_ = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(1, arena_bytes_), 1, kMostImages);
+  KernelChooser chooser(options);
   const int values = static_cast<int>(graph.nodes().size());
   for (int value = 1; value <= values; ++value) {
     if (layout.is_view(value)) continue;
     const Node& node = graph.nodes()[value - 1];
-    std::unique_ptr<Step> step = make_step({graph, layout, node, value, choices});
+    std::unique_ptr<Step> step = make_step({graph, layout, node, value, group_, chooser});
     if (step == nullptr) continue;
     steps_.push_back(std::move(step));
     infos_.push_back({node.name, steps_.back()->kernel_name()});
   }
   if (layout.reorders_output()) {
-    steps_.push_back(make_output_step({graph, layout, graph.nodes().back(), values, choices}));
+    steps_.push_back(make_output_step({graph, layout, graph.nodes().back(), values, group_, chooser}));
     infos_.push_back({"output", steps_.back()->kernel_name()});
   }
-  fills_ = layout.fills();
-  arena_bytes_ = layout.arena_bytes();
-  group_ = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(1, arena_bytes_), 1, kMostImages);
+  measured_ = chooser.measured();
 }
 
 void Plan::prepare(uint8_t* arena) const {

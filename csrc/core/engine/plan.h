@@ -17,7 +17,7 @@ struct StepInfo {
 class Plan {
  public:
   // Throws FormatError when the graph needs too much memory, std::invalid_argument for a choice that cannot be.
-  Plan(const Graph& graph, const KernelChoices& choices);
+  Plan(const Graph& graph, const KernelOptions& options);
 
   const std::vector<std::unique_ptr<Step>>& steps() const { return steps_; }
   const std::vector<StepInfo>& infos() const { return infos_; }
@@ -26,6 +26,8 @@ class Plan {
   int64_t group() const { return group_; }
   int64_t input_numel() const { return input_numel_; }
   int64_t output_numel() const { return output_numel_; }
+  // Times taken while planning, for layers that the options' table lacked.
+  const KernelTable& measured() const { return measured_; }
   const char* isa() const { return isa_; }
   // Fills the borders of a fresh arena.
   void prepare(uint8_t* arena) const;
@@ -34,6 +36,7 @@ class Plan {
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<StepInfo> infos_;
   std::vector<Fill> fills_;
+  KernelTable measured_;
   int64_t arena_bytes_, group_, input_numel_, output_numel_;
   const char* isa_;
 };

@@ -2,12 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <map>
 #include <memory>
-#include <string>
 #include <utility>
 #include <vector>
 
+#include "core/engine/choose.h"
 #include "core/engine/graph.h"
 #include "core/engine/layout.h"
 
@@ -76,17 +75,14 @@ std::unique_ptr<Step> step_of(const char* kernel, int64_t rows, int64_t work, in
                        });
 }
 
-// Kernels asked for by name, by node name; "*" stands for all nodes that have no choice of their own, and is
-// ignored where the kernel is not for the layer.
-using KernelChoices = std::map<std::string, std::string>;
-
 // What a step is made from. Steps copy what they need: the graph's constants do not outlive planning.
 struct StepContext {
   const Graph& graph;
   const Layout& layout;
   const Node& node;
-  int value;  // the node's
-  const KernelChoices& choices;
+  int value;            // the node's
+  int64_t most_images;  // of a frame
+  KernelChooser& chooser;
 
   const Value& in(size_t slot = 0) const { return graph.value(node.inputs[slot]); }
   const Value& out() const { return node.value; }

@@ -1,5 +1,3 @@
-#include <stdexcept>
-
 #include "core/engine/steps.h"
 #include "core/int8_conv2d.h"
 
@@ -80,29 +78,6 @@ Conv2dConstants constants_of(const StepContext& context) {
   return constants;
 }
 
-std::unique_ptr<PackedConv2d> pack_by_name(const Conv2dShape& shape, const Conv2dConstants& constants,
-                                           const std::string& name) {
-  for (const Conv2dKernel& kernel : conv2d_kernels()) {
-    if (kernel.name == name) return kernel.pack(shape, constants);
-  }
-  return nullptr;
-}
-
-std::unique_ptr<PackedConv2d> pack_chosen(const StepContext& context, const Conv2dShape& shape,
-                                          const Conv2dConstants& constants) {
-  const auto own = context.choices.find(context.node.name), all = context.choices.find("*");
-  if (own != context.choices.end()) {
-    std::unique_ptr<PackedConv2d> packed = pack_by_name(shape, constants, own->second);
-    if (packed != nullptr) return packed;
-    throw std::invalid_argument("kernels['" + own->first + "']: no kernel '" + own->second +
-                                "' for this layer on " + isa_name(active_isa()));
-  }
-  if (all != context.choices.end()) {
-    if (std::unique_ptr<PackedConv2d> packed = pack_by_name(shape, constants, all->second)) return packed;
-  }
-  return pack_conv2d(shape, constants);
-}
-
 }  // namespace
 
 std::unique_ptr<Step> make_conv_step(const StepContext& context) {
@@ -115,14 +90,14 @@ std::unique_ptr<Step> make_conv_step(const StepContext& context) {
     reordered = taps_to_channels(constants.weight, shape);
     constants.weight = reordered.data();
   }
-  std::unique_ptr<PackedConv2d> packed = pack_chosen(context, shape, constants);
-  const char* const kernel = packed->kernel_name();
+  const ChosenConv2d chosen = context.chooser.choose(node.name, shape, constants, context.most_images);
+  const char* const kernel = chosen.one->kernel_name();
   const int64_t products =
       node.value.numel() * (shape.in_channels / shape.groups) * shape.kernel_height * shape.kernel_width;
   const bool codes = node.value.dtype == DType::kU8, residual = node.inputs.size() == 2;
   return batch_step_of(
       kernel, shape.out_height, products, kProductsPerThread,
-      [packed = std::move(packed), codes, residual, input = context.in_image(),
+      [chosen, codes, residual, input = context.in_image(),
        other = residual ? context.in_image(1) : ImageSlot{}, output = codes ? context.out_image() : ImageSlot{},
        floats = codes ? FloatSlot{} : context.out_floats()](const Frame& frame, int64_t begin, int64_t end) {
         const Int8Image added = other.at(frame);
@@ -135,7 +110,7 @@ std::unique_ptr<Step> make_conv_step(const StepContext& context) {
         }
         images.count = frame.images;
         images.step = frame.arena_step;
-        packed->run(images, begin, end);
+        (images.count == 1 ? chosen.one : chosen.many)->run(images, begin, end);
       });
 }
 
