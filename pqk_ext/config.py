@@ -83,9 +83,11 @@ class PQKConfig:
         ramp_end: share of phase 1 after which the sparsity no longer grows.
         mask_update_interval: steps between two rankings of the weights.
         ranking: one threshold over all layers (``"global"``), or one each (``"per_layer"``).
-        granularity: prune single weights, or whole output filters.
-        min_keep_per_channel: weights that every output channel keeps (with filter granularity: filters a layer keeps).
-        min_keep_fraction: share of each layer that is kept whatever the ranking says.
+        granularity: prune single weights, blocks of 4 consecutive input channels of one filter tap (``"1x4"``, which
+            the sparse int8 kernels run fastest), or whole output filters.
+        min_keep_per_channel: weights that every output channel keeps (with granularity 1x4: blocks; with filter
+            granularity: filters a layer keeps).
+        min_keep_fraction: share of each layer's weights (blocks, filters) that is kept whatever the ranking says.
         prune_linear: prune linear layers too.
         prune_depthwise: prune depthwise convolutions too.
         temperature: softening of both logits in the distillation loss.
@@ -114,7 +116,7 @@ class PQKConfig:
     mask_update_interval: int = _integer(16, 1)
 
     ranking: Literal["global", "per_layer"] = _choice("global", "per_layer")
-    granularity: Literal["unstructured", "filter"] = _choice("unstructured", "filter")
+    granularity: Literal["unstructured", "1x4", "filter"] = _choice("unstructured", "1x4", "filter")
     min_keep_per_channel: int = _integer(1, 0)
     min_keep_fraction: float = _number(0.01, 0, 1)
     prune_linear: bool = _flag(False)

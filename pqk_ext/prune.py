@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["CRITERIA", "compute_masks", "criterion", "cubic_sparsity", "filter_mean_magnitude", "magnitude"]
+
+_BLOCK = 4  # consecutive input channels that the granularity "1x4" keeps or prunes together
 
 Criterion = Callable[[Tensor], Tensor]
 
@@ -76,21 +79,28 @@ def compute_masks(
 ) -> list[Tensor]:
     """Keeps the ``1 - sparsity`` share of the weights that scores highest.
 
-    With unstructured granularity the number kept is ``round((1 - sparsity) * count)``, exactly; with filter
-    granularity filters are kept, best first, until that many weights are. Equal scores are told apart by position: the
-    earlier weight stays. A floor protects thin layers: its members stay whatever their score and count towards the
-    total, so others make room for them; where the floors alone are more than the total, the floors are what stays.
+    What stays or goes is a unit: a weight, a block or a filter, as ``granularity`` says. The number of weights kept is
+    ``round((1 - sparsity) * count)``, exactly for single weights; larger units are kept, best first, until that many
+    weights are. Equal scores are told apart by position: the earlier unit stays. A floor protects thin layers: its
+    members stay whatever their score and count towards the total, so others make room for them; where the floors alone
+    are more than the total, the floors are what stays.
+
+    Blocks are what the sparse int8 kernels multiply at once (as in 1xN pruning, Lin et al., "1xN Pattern for Pruning
+    Convolutional Neural Networks", TPAMI 2022, though along input channels): 4 consecutive input channels of one filter
+    tap, aligned at multiples of 4. Where the input channels (of a group) are no multiple of 4, the last block is
+    shorter; its score is the mean over what it has.
 
     Args:
-        weights: one floating-point tensor of shape (out_channels, ...) per layer, all on one device.
+        weights: one floating-point tensor of shape (out_channels, in_channels / groups, ...) per layer, all on one
+            device.
         sparsity: share to prune, in [0, 1).
         ranking: ``"global"`` compares the weights of all layers, ``"per_layer"`` prunes every layer to ``sparsity``.
-        granularity: ``"unstructured"`` or ``"filter"`` (whole output channels).
-        criterion: a name in ``CRITERIA``; ``magnitude`` or ``filter_mean_magnitude`` by default, as granularity asks.
-            Per-weight scores are averaged over each filter where filters are pruned.
-        min_keep_per_channel: floor of kept weights in every output channel; of kept filters in every layer with filter
-            granularity.
-        min_keep_fraction: floor of the kept share of every layer; one weight or filter of a layer always stays.
+        granularity: ``"unstructured"``, ``"1x4"`` (blocks of 4 input channels) or ``"filter"`` (whole output channels).
+        criterion: a name in ``CRITERIA``; ``filter_mean_magnitude`` for filters and else ``magnitude`` by default.
+            Per-weight scores are averaged over each unit.
+        min_keep_per_channel: floor of kept weights (blocks, with granularity 1x4) in every output channel; of kept
+            filters in every layer with filter granularity.
+        min_keep_fraction: floor of the kept share of every layer's units; one of them always stays.
 
     Returns:
         One bool mask per weight, of its shape and on its device; true where the weight stays.
@@ -99,23 +109,34 @@ def compute_masks(
         ValueError: an argument outside its range, or scores that are not finite (the layer's index is named).
     """
     _check_arguments(sparsity, ranking, granularity, min_keep_per_channel, min_keep_fraction)
-    by_filter = granularity == "filter"
-    scores = [_scores(weight, index, criterion, by_filter) for index, weight in enumerate(weights)]
+    scores = [_scores(weight, index, criterion, granularity) for index, weight in enumerate(weights)]
     for layer in scores:
-        layer[_floor(layer, by_filter, min_keep_per_channel, min_keep_fraction)] = math.inf
+        layer[_floor(layer, min_keep_per_channel, min_keep_fraction)] = math.inf
     groups = [range(len(weights))] if ranking == "global" else [range(i, i + 1) for i in range(len(weights))]
     masks: list[Tensor] = []
     for group in groups:
-        kept = _keep_best([scores[i] for i in group], [weights[i] for i in group], 1 - sparsity, by_filter)
-        masks += [_expanded(mask, weights[i]) for i, mask in zip(group, kept, strict=True)]
+        kept = _keep_best([scores[i] for i in group], [weights[i] for i in group], 1 - sparsity, granularity)
+        masks += [_expanded(mask, weights[i], granularity) for i, mask in zip(group, kept, strict=True)]
     return masks
 
 
-def _expanded(mask: Tensor, weight: Tensor) -> Tensor:
-    """The flat mask of a layer's weights, or of its filters, in the shape of the weight."""
-    if mask.numel() == weight.numel():
+def _taps(tensor: Tensor) -> Tensor:
+    """A layer's weights, or something of their shape, as (out_channels, in_channels / groups, filter taps)."""
+    channels = tensor.shape[1] if tensor.dim() > 1 else 1
+    return tensor.reshape(len(tensor), channels, math.prod(tensor.shape[2:]))
+
+
+def _expanded(mask: Tensor, weight: Tensor, granularity: str) -> Tensor:
+    """The flat mask of a layer's units, in the shape of the weight."""
+    if weight.numel() == 0:
+        return mask.new_zeros(weight.shape)
+    if granularity == "unstructured":
         return mask.view(weight.shape)
-    return mask.view(-1, *[1] * (weight.dim() - 1)).expand(weight.shape).contiguous()
+    if granularity == "filter":
+        return mask.view(-1, *[1] * (weight.dim() - 1)).expand(weight.shape).contiguous()
+    filters, channels, taps = _taps(weight).shape
+    blocks = mask.view(filters, -1, taps).repeat_interleave(_BLOCK, 1)
+    return blocks[:, :channels].reshape(weight.shape)
 
 
 def _check_arguments(sparsity: float, ranking: str, granularity: str, per_channel: int, fraction: float) -> None:
@@ -123,32 +144,34 @@ def _check_arguments(sparsity: float, ranking: str, granularity: str, per_channe
         raise ValueError(f"sparsity: expected a number in [0, 1), got {sparsity}")
     if ranking not in ("global", "per_layer"):
         raise ValueError(f"ranking: expected 'global' or 'per_layer', got {ranking!r}")
-    if granularity not in ("unstructured", "filter"):
-        raise ValueError(f"granularity: expected 'unstructured' or 'filter', got {granularity!r}")
+    if granularity not in ("unstructured", "1x4", "filter"):
+        raise ValueError(f"granularity: expected 'unstructured', '1x4' or 'filter', got {granularity!r}")
     if per_channel < 0:
         raise ValueError(f"min_keep_per_channel: expected an integer of at least 0, got {per_channel}")
     if not 0 <= fraction <= 1:
         raise ValueError(f"min_keep_fraction: expected a number in [0, 1], got {fraction}")
 
 
-def _scores(weight: Tensor, index: int, name: str | None, by_filter: bool) -> Tensor:
-    """A new float32 or float64 tensor: (out_channels,) for filters, else (out_channels, weights per channel)."""
+def _scores(weight: Tensor, index: int, name: str | None, granularity: str) -> Tensor:
+    """A new float32 or float64 tensor, one score for each unit: (1, filters), else (out_channels, units of each)."""
     if weight.dim() < 1 or not weight.is_floating_point():
         raise ValueError(
             f"weights[{index}]: expected a floating-point tensor of shape (out_channels, ...), got {weight.dtype} "
             f"{tuple(weight.shape)}"
         )
+    by_filter = granularity == "filter"
     name = name or ("filter_mean_magnitude" if by_filter else "magnitude")
     if name not in CRITERIA:
         raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, got {name!r}")
     weight = weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
     scores = CRITERIA[name](weight)
     if weight.numel() == 0:
-        return weight.new_zeros((0,) if by_filter else (0, 0))
+        return weight.new_zeros((0, 0))
     if scores.shape == weight.shape:
-        scores = scores.reshape(len(weight), -1)
-        scores = scores.mean(1) if by_filter else scores.clone()
-    elif not by_filter or scores.shape != weight.shape[:1]:
+        scores = _unit_means(scores, granularity)
+    elif by_filter and scores.shape == weight.shape[:1]:
+        scores = scores[None].clone()
+    else:
         raise ValueError(
             f"criterion {name}: weights[{index}] of {tuple(weight.shape)} got scores of {tuple(scores.shape)}"
         )
@@ -157,14 +180,34 @@ def _scores(weight: Tensor, index: int, name: str | None, by_filter: bool) -> Te
     return scores
 
 
-def _floor(scores: Tensor, by_filter: bool, per_channel: int, fraction: float) -> Tensor:
+def _unit_means(scores: Tensor, granularity: str) -> Tensor:
+    """Scores of single weights averaged over each unit, in a new tensor."""
+    if granularity == "unstructured":
+        return scores.reshape(len(scores), -1).clone()
+    if granularity == "filter":
+        return scores.reshape(len(scores), -1).mean(1)[None]
+    taps = _taps(scores)
+    members = F.pad(taps, (0, 0, 0, -taps.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK)).unbind(2)
+    # In the order of the channels: float sums depend on it, and ranks on every bit.
+    total: Tensor = members[0] + members[1] + members[2] + members[3]
+    return (total / _unit_sizes(scores, granularity).view_as(total)).flatten(1)
+
+
+def _unit_sizes(weight: Tensor, granularity: str) -> Tensor:
+    """Number of weights in each unit of a layer, flat."""
+    if granularity == "filter":
+        return torch.full((len(weight),), weight.numel() // max(1, len(weight)), device=weight.device)
+    filters, channels, taps = _taps(weight).shape
+    lengths = torch.tensor([min(_BLOCK, channels - i) for i in range(0, channels, _BLOCK)], device=weight.device)
+    return lengths[None, :, None].expand(filters, -1, taps).flatten()
+
+
+def _floor(scores: Tensor, per_channel: int, fraction: float) -> Tensor:
     """Mask of what stays in this layer whatever the other layers hold; of the shape of ``scores``."""
     floor = torch.zeros_like(scores, dtype=torch.bool)
     if scores.numel() == 0:
         return floor
     layer_keep = max(1, math.ceil(fraction * scores.numel()))
-    if by_filter:
-        return _top(scores, min(scores.numel(), max(layer_keep, per_channel)))
     remaining = scores.clone() if per_channel > 1 else scores
     for _ in range(min(per_channel, scores.shape[1])):
         best = remaining.argmax(1, keepdim=True)  # the first of equal ones
@@ -175,18 +218,16 @@ def _floor(scores: Tensor, by_filter: bool, per_channel: int, fraction: float) -
     return _top(scores.masked_fill(floor, math.inf).flatten(), max(layer_keep, int(floor.sum()))).view_as(scores)
 
 
-def _keep_best(scores: list[Tensor], weights: list[Tensor], share: float, by_filter: bool) -> list[Tensor]:
-    """Flat masks over the units (weights or filters) of layers that are ranked together."""
+def _keep_best(scores: list[Tensor], weights: list[Tensor], share: float, granularity: str) -> list[Tensor]:
+    """Flat masks over the units of layers that are ranked together."""
     flat = torch.cat([layer.flatten() for layer in scores]) if scores else torch.empty(0)
-    sizes = [layer.numel() for layer in scores]
     total = sum(weight.numel() for weight in weights)
     target, forced = round(share * total), int(flat.isinf().sum())
-    if by_filter and total:
-        filter_sizes = torch.tensor([weight.numel() // max(1, len(weight)) for weight in weights], device=flat.device)
-        costs = filter_sizes.repeat_interleave(torch.tensor(sizes, device=flat.device))
-        kept_weights = costs[flat.argsort(descending=True, stable=True)].cumsum(0)
+    if granularity != "unstructured" and total:
+        sizes = torch.cat([_unit_sizes(weight, granularity) for weight in weights if weight.numel()])
+        kept_weights = sizes[flat.argsort(descending=True, stable=True)].cumsum(0)
         target = int((kept_weights < target).sum()) + 1
-    return list(_top(flat, max(target, forced)).split(sizes))
+    return list(_top(flat, max(target, forced)).split([layer.numel() for layer in scores]))
 
 
 def _top(scores: Tensor, count: int) -> Tensor:

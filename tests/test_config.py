@@ -40,6 +40,7 @@ BAD_VALUES = [
     ("mask_update_interval", 0),
     ("ranking", "globally"),
     ("granularity", 3),
+    ("granularity", "1x8"),
     ("min_keep_per_channel", -1),
     ("min_keep_fraction", 1.5),
     ("prune_linear", 1),
@@ -123,6 +124,12 @@ def test_dict_and_yaml_give_the_same_config_back(tmp_path: Path) -> None:
 
 def test_whole_numbers_are_floats_where_the_field_is_one() -> None:
     assert PQKConfig(temperature=4).to_yaml() == PQKConfig(temperature=4.0).to_yaml()
+
+
+def test_a_granularity_that_looks_like_a_number_is_text(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("granularity: 1x4\n")
+    assert PQKConfig.load_yaml(tmp_path / "c.yaml") == PQKConfig(granularity="1x4")
+    assert "granularity: 1x4\n" in PQKConfig(granularity="1x4").to_yaml()
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-2", 0.01), ("1E2", 100.0), ("0.5", 0.5), ("2", 2.0)])

@@ -56,6 +56,19 @@ def test_mask_fraction_is_within_one_weight() -> None:
     assert model.pqk.sparsity == pytest.approx(0.75, abs=1 / total)
 
 
+def test_blocks_are_pruned_whole_and_their_sparsity_is_reported() -> None:
+    model = trained(PQKConfig(**{**CONFIG.to_dict(), "granularity": "1x4"}))
+    kept = total = 0
+    for layer in model.pqk.prunable_layers():
+        mask = layer.weight_mask
+        for block in mask.split(4, dim=1):  # conv1 has 3 input channels: its blocks are of 3
+            assert torch.equal(block.all(1), block.any(1))
+        assert int(layer.student_weight()[~mask].count_nonzero()) == 0
+        kept, total = kept + int(mask.sum()), total + mask.numel()
+    assert 0 <= kept - 0.25 * total <= 4
+    assert model.pqk.sparsity == model.pqk.metrics()["sparsity"] == 1 - kept / total
+
+
 def test_sparsity_follows_the_cubic_schedule() -> None:
     model = prepared()
     optimizer = optimizer_of(model)
@@ -214,6 +227,7 @@ def test_deepcopy_trains_on_its_own() -> None:
         {"step_size": "freeze"},
         {"ranking": "per_layer"},
         {"granularity": "filter", "sparsity": 0.5},
+        {"granularity": "1x4"},
         {"kd_warmup_fraction": 0.5},
         {"weight_bits": 4, "act_bits": 4},
         {"prune_linear": True},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -163,13 +165,106 @@ def test_magnitude_scores_are_averaged_over_filters() -> None:
         assert torch.equal(a, b)
 
 
-def test_layout_and_thread_count_do_not_matter() -> None:
-    weights = _layers((64, 32, 3, 3), (128, 64, 3, 3))
-    expected = compute_masks(weights, 0.9)
+def _block_reference(weights: list[Tensor], sparsity: float, per_channel: int, fraction: float) -> list[Tensor]:
+    """Global 1x4 masks: every block as a list of its places, ranked by a plain sort of exact means."""
+    blocks: list[tuple[Fraction, int, int, list[tuple[int, ...]]]] = []  # score, layer, channel, members
+    for layer, weight in enumerate(weights):
+        shape = weight.shape if weight.dim() > 1 else (*weight.shape, 1)
+        values = weight.reshape(shape)
+        for channel in range(shape[0]):
+            for first in range(0, shape[1], 4):
+                for tap in itertools.product(*map(range, shape[2:])):
+                    members = [(channel, i, *tap) for i in range(first, min(first + 4, shape[1]))]
+                    mean = sum((Fraction(abs(float(values[m]))) for m in members), Fraction(0)) / len(members)
+                    blocks.append((mean, layer, channel, members))
+    # A stable sort: of equal blocks the earlier one comes first.
+    ranked = sorted(range(len(blocks)), key=lambda index: -blocks[index][0])
+    kept: set[int] = set()
+    for layer, weight in enumerate(weights):
+        of_layer = [index for index in ranked if blocks[index][1] == layer]
+        for channel in range(len(weight)):
+            kept.update([index for index in of_layer if blocks[index][2] == channel][:per_channel])
+        goal = max(1, math.ceil(fraction * len(of_layer)))
+        for index in of_layer:
+            if sum(other in kept for other in of_layer) >= goal:
+                break
+            kept.add(index)
+    target = round((1 - sparsity) * sum(w.numel() for w in weights))
+    for index in ranked:
+        if sum(len(blocks[other][3]) for other in kept) >= target:
+            break
+        kept.add(index)
+    masks = [torch.zeros(w.shape if w.dim() > 1 else (*w.shape, 1), dtype=torch.bool) for w in weights]
+    for index in kept:
+        for member in blocks[index][3]:
+            masks[blocks[index][1]][member] = True
+    return [mask.view(w.shape) for mask, w in zip(masks, weights, strict=True)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    sparsity=st.floats(0, 0.999),
+    per_channel=st.integers(0, 3),
+    fraction=st.sampled_from([0.0, 0.01, 0.3]),
+    levels=st.sampled_from([8, 1]),
+)
+def test_block_masks_equal_a_plain_sort(
+    seed: int, sparsity: float, per_channel: int, fraction: float, levels: int
+) -> None:
+    # Full blocks, a short last one, fewer channels than a block (depthwise too), linear, one weight a channel.
+    # Multiples of 12 have exact means over 1 to 4 of them, in floats too.
+    weights = _layers((3, 8, 2, 1), (2, 6, 1, 2), (4, 1, 3, 3), (3, 13), (5,), seed=seed)
+    weights = [(w * levels).round() * 12 for w in weights]
+    masks = compute_masks(
+        weights, sparsity, granularity="1x4", min_keep_per_channel=per_channel, min_keep_fraction=fraction
+    )
+    expected = _block_reference(weights, sparsity, per_channel, fraction)
+    assert [mask.tolist() for mask in masks] == [mask.tolist() for mask in expected]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 0.9501, 0.99])
+@pytest.mark.parametrize("ranking", ["global", "per_layer"])
+def test_whole_blocks_stay_and_their_count_is_exact(sparsity: float, ranking: str) -> None:
+    weights = _layers((16, 4, 3, 3), (32, 16, 3, 3), (10, 32))
+    masks = compute_masks(weights, sparsity, ranking=ranking, granularity="1x4", **NO_FLOOR)
+    for mask in masks:
+        blocks = mask.flatten(2).transpose(1, 2).reshape(-1, 4) if mask.dim() > 2 else mask.view(-1, 4)
+        assert torch.equal(blocks.all(1), blocks.any(1))
+
+    def goal(count: int) -> int:
+        return max(4, -(-round((1 - sparsity) * count) // 4) * 4)
+
+    if ranking == "global":
+        assert _kept(masks) == goal(sum(w.numel() for w in weights))
+    else:
+        assert [int(m.sum()) for m in masks] == [goal(w.numel()) for w in weights]
+
+
+def test_blocks_run_along_input_channels_and_short_ones_are_judged_by_their_mean() -> None:
+    weight = torch.ones(1, 6, 1, 2)
+    weight[0, :4, 0, 1] = 3.0
+    weight[0, 4:, 0, 0] = 2.0  # two weights: less in sum than the block of ones, more on average
+    mask = compute_masks([weight], 0.5, granularity="1x4", **NO_FLOOR)[0]
+    assert mask[0, :, 0, 1].tolist() == [True] * 4 + [False] * 2
+    assert mask[0, :, 0, 0].tolist() == [False] * 4 + [True] * 2
+
+
+def test_blocks_of_one_channel_are_single_weights() -> None:
+    weights = _layers((64, 1, 3, 3), (32, 1, 5, 5))
+    for a, b in zip(compute_masks(weights, 0.7, granularity="1x4"), compute_masks(weights, 0.7), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("granularity", ["unstructured", "1x4"])
+def test_layout_and_thread_count_do_not_matter(granularity: str) -> None:
+    weights = _layers((64, 32, 3, 3), (128, 63, 3, 3))
+    expected = compute_masks(weights, 0.9, granularity=granularity)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3 - min(threads, 2))
-        other = compute_masks([w.to(memory_format=torch.channels_last) for w in weights], 0.9)
+        moved = [w.to(memory_format=torch.channels_last) for w in weights]
+        other = compute_masks(moved, 0.9, granularity=granularity)
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(expected, other, strict=True))
@@ -190,8 +285,8 @@ def test_other_float_types(dtype: torch.dtype) -> None:
 
 def test_empty_inputs() -> None:
     assert compute_masks([], 0.5) == []
-    for granularity in ("unstructured", "filter"):
-        masks = compute_masks([torch.empty(0, 3), torch.ones(2, 2)], 0.5, granularity=granularity)
+    for granularity in ("unstructured", "1x4", "filter"):
+        masks = compute_masks([torch.empty(0, 3), torch.ones(2, 2)], 0.5, granularity=granularity, **NO_FLOOR)
         assert masks[0].shape == (0, 3)
         assert int(masks[1].sum()) == 2
 
@@ -202,7 +297,7 @@ def test_empty_inputs() -> None:
         ({"sparsity": 1.0}, r"sparsity: expected a number in \[0, 1\), got 1.0"),
         ({"sparsity": math.nan}, "sparsity"),
         ({"sparsity": 0.5, "ranking": "all"}, "ranking: expected 'global' or 'per_layer', got 'all'"),
-        ({"sparsity": 0.5, "granularity": "block"}, "granularity"),
+        ({"sparsity": 0.5, "granularity": "1x8"}, "granularity: expected 'unstructured', '1x4' or 'filter', got '1x8'"),
         ({"sparsity": 0.5, "criterion": "luck"}, "criterion: expected one of magnitude, filter_mean_magnitude"),
         ({"sparsity": 0.5, "criterion": "filter_mean_magnitude"}, r"got scores of \(2,\)"),
         ({"sparsity": 0.5, "min_keep_per_channel": -1}, "min_keep_per_channel"),

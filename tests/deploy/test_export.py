@@ -16,6 +16,7 @@ from pqk_ext import models, runtime
 from pqk_ext.config import PQKConfig
 from pqk_ext.deploy import compare, export, quantize_post_training
 from pqk_ext.preparation import PreparedModel, prepare
+from pqk_ext.runtime.profile import block_density
 
 from ..networks import SmallNet, batch, enliven
 
@@ -101,9 +102,10 @@ def test_parity_of_every_operator(tmp_path: Path, isa: str) -> None:
     assert torch.allclose(prepared(x).sum(1), torch.ones(SAMPLES), atol=1e-5)
 
 
-def test_parity_after_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("granularity", ["unstructured", "1x4"])
+def test_parity_after_training(tmp_path: Path, granularity: str) -> None:
     torch.manual_seed(0)
-    config = PQKConfig(sparsity=0.8, total_steps=24, weight_bits=4)
+    config = PQKConfig(sparsity=0.8, total_steps=24, weight_bits=4, granularity=granularity)
     model = prepare(SmallNet(), config, example_inputs=batch(0)[0])
     optimizer = torch.optim.SGD(model.pqk.parameter_groups(lr=0.05), momentum=0.9)
     for step in range(config.total_steps):
@@ -115,6 +117,11 @@ def test_parity_after_training(tmp_path: Path) -> None:
     pqk_ext.export(model, path, example_inputs=batch(0)[0])
     pqk_ext.assert_parity(model, path, batch(77, SAMPLES)[0])
     assert model.training
+    weights = [node.tensors["weight"] for node in runtime.load(path).graph.nodes if node.op == "conv2d"]
+    size, kept = (sum(f(w) for w in weights) for f in (np.size, np.count_nonzero))
+    assert kept <= 0.2 * size + 4
+    if granularity == "1x4":
+        assert sum(block_density(w) * w.size for w in weights) <= 0.2 * size + 4
 
 
 def test_assert_parity_finds_a_difference(tmp_path: Path) -> None:
