@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include "core/int8_packing.h"
+
 namespace pqk {
 namespace {
 
@@ -83,8 +85,11 @@ void int8_conv2d_batch(const Conv2dShape& shape, const Conv2dConstants& constant
     } else {
       codes.data = static_cast<uint8_t*>(output) + image * outputs;
     }
-    packed->run({own.input.image(), residual != nullptr ? &own.residual.image() : nullptr, codes, floats},
-                begin, end);
+    Int8ConvImages one{own.input.image(), residual != nullptr ? &own.residual.image() : nullptr, codes, floats};
+    AlignedArray<uint8_t> work;
+    if (packed->scratch_bytes() > 0) work = AlignedArray<uint8_t>(packed->scratch_bytes());
+    one.scratch = work.data();
+    packed->run(one, begin, end);
   };
   const int64_t row_products = shape.out_width * shape.out_channels * (shape.in_channels / shape.groups) *
                                shape.kernel_height * shape.kernel_width;

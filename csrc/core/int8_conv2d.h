@@ -56,8 +56,9 @@ struct Int8ConvImages {
   Int8Image output{};                   // of codes
   float* float_output = nullptr;        // NHWC, dense: of a float32 layer
   int64_t count = 1;
-  int64_t step = 0;        // bytes from an image's codes to the next image's: input, residual and output
-  int64_t float_step = 0;  // floats from an image's float32 outputs to the next image's
+  int64_t step = 0;            // bytes from an image's codes to the next image's: input, residual and output
+  int64_t float_step = 0;      // floats from an image's float32 outputs to the next image's
+  uint8_t* scratch = nullptr;  // scratch_bytes() of the layer, 64-byte aligned, this thread's alone
 };
 
 // A layer made ready for one instruction set (the active one at packing). Immutable, safe to share by threads.
@@ -67,6 +68,8 @@ class PackedConv2d {
   // Computes output rows [row_begin, row_end) of every image.
   virtual void run(const Int8ConvImages& images, int64_t row_begin, int64_t row_end) const = 0;
   virtual const char* kernel_name() const = 0;
+  // Memory that a run needs to work in; its content before and after is of no meaning.
+  virtual int64_t scratch_bytes() const { return 0; }
 };
 
 // A way to compute a layer. `pack` returns null for layers, or instruction sets, that the kernel is not for.

@@ -18,13 +18,13 @@ void lower(std::atomic<int64_t>& first, int64_t index) {
 
 }  // namespace
 
-// The arenas of the images that one thread computes together.
+// The arenas of the images that one thread computes together, and its scratch memory.
 class Engine::Workspace {
  public:
   explicit Workspace(const Plan& plan)
       : plan_(&plan),
-        arenas_(static_cast<uint8_t*>(::operator new(static_cast<size_t>(plan.arena_bytes() * plan.group()),
-                                                     std::align_val_t{kAlignment}))) {}
+        arenas_(static_cast<uint8_t*>(::operator new(
+            static_cast<size_t>(scratch_offset(plan) + plan.scratch_bytes()), std::align_val_t{kAlignment}))) {}
   ~Workspace() { ::operator delete(arenas_, std::align_val_t{kAlignment}); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -38,11 +38,15 @@ class Engine::Workspace {
             count,
             plan_->arena_bytes(),
             plan_->input_numel(),
-            plan_->output_numel()};
+            plan_->output_numel(),
+            scratch()};
   }
+  uint8_t* scratch() const { return arenas_ + scratch_offset(*plan_); }
 
  private:
   static constexpr size_t kAlignment = 4096;
+  static int64_t scratch_offset(const Plan& plan) { return (plan.arena_bytes() * plan.group() + 63) / 64 * 64; }
+
   const Plan* plan_;
   uint8_t* arenas_;
   int64_t ready_ = 0;
@@ -128,15 +132,30 @@ int64_t Engine::run_images_parallel(const float* input, float* output, int64_t b
   return first_nan;
 }
 
-// One image after the other, the rows of its large layers spread over the threads.
+// One image after the other, the rows of its large layers spread over the threads. A thread that needs scratch
+// memory takes that of a workspace of its own.
 int64_t Engine::run_rows_parallel(const float* input, float* output, int64_t batch) const {
   const Lease lease(*this);
+  std::atomic<bool> out_of_memory{false};
+  const auto run_with_scratch = [&](const Step& step, Frame frame, int64_t begin, int64_t end) {
+    try {
+      const Lease own(*this);
+      frame.scratch = (*own).scratch();
+      return step.run(frame, begin, end);
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
+      return int64_t{-1};
+    }
+  };
   for (int64_t image = 0; image < batch; ++image) {
     const Frame frame = (*lease).frame(input, output, image, 1);
     for (const std::unique_ptr<Step>& step : plan_.steps()) {
       std::atomic<int64_t> first_nan{-1};
-      pool_(step->rows, step->grain,
-            [&](int64_t begin, int64_t end) { lower(first_nan, step->run(frame, begin, end)); });
+      pool_(step->rows, step->grain, [&](int64_t begin, int64_t end) {
+        lower(first_nan, step->scratch_bytes > 0 ? run_with_scratch(*step, frame, begin, end)
+                                                 : step->run(frame, begin, end));
+      });
+      if (out_of_memory) throw std::bad_alloc();
       if (first_nan >= 0) return image * plan_.input_numel() + first_nan;
     }
   }

@@ -24,6 +24,7 @@ struct Frame {
   int64_t images = 1;
   int64_t arena_step = 0;                   // bytes from an image's arena to the next's
   int64_t input_step = 0, output_step = 0;  // floats
+  uint8_t* scratch = nullptr;               // of the thread: what the most demanding step asks for
 
   Frame image(int64_t index) const {
     return {arena + index * arena_step, input + index * input_step, output + index * output_step};

@@ -24,6 +24,7 @@ class Plan {
   int64_t arena_bytes() const { return arena_bytes_; }  // of one image
   // Images of a batch that go through every step together.
   int64_t group() const { return group_; }
+  int64_t scratch_bytes() const { return scratch_bytes_; }  // that a thread needs
   int64_t input_numel() const { return input_numel_; }
   int64_t output_numel() const { return output_numel_; }
   // Times taken while planning, for layers that the options' table lacked.
@@ -37,7 +38,7 @@ class Plan {
   std::vector<StepInfo> infos_;
   std::vector<Fill> fills_;
   KernelTable measured_;
-  int64_t arena_bytes_, group_, input_numel_, output_numel_;
+  int64_t arena_bytes_, scratch_bytes_ = 0, group_, input_numel_, output_numel_;
   const char* isa_;
 };
 

@@ -22,7 +22,8 @@ class Step {
   const char* kernel_name() const { return kernel_; }
 
   int64_t rows = 1;
-  int64_t grain = 1;  // fewest rows that are worth a thread
+  int64_t grain = 1;          // fewest rows that are worth a thread
+  int64_t scratch_bytes = 0;  // of Frame::scratch that a run uses
 
  private:
   const char* kernel_;

@@ -95,7 +95,8 @@ std::unique_ptr<Step> make_conv_step(const StepContext& context) {
   const int64_t products =
       node.value.numel() * (shape.in_channels / shape.groups) * shape.kernel_height * shape.kernel_width;
   const bool codes = node.value.dtype == DType::kU8, residual = node.inputs.size() == 2;
-  return batch_step_of(
+  const int64_t scratch_bytes = std::max(chosen.one->scratch_bytes(), chosen.many->scratch_bytes());
+  std::unique_ptr<Step> step = batch_step_of(
       kernel, shape.out_height, products, kProductsPerThread,
       [chosen, codes, residual, input = context.in_image(),
        other = residual ? context.in_image(1) : ImageSlot{}, output = codes ? context.out_image() : ImageSlot{},
@@ -110,8 +111,11 @@ std::unique_ptr<Step> make_conv_step(const StepContext& context) {
         }
         images.count = frame.images;
         images.step = frame.arena_step;
+        images.scratch = frame.scratch;
         (images.count == 1 ? chosen.one : chosen.many)->run(images, begin, end);
       });
+  step->scratch_bytes = scratch_bytes;
+  return step;
 }
 
 }  // namespace pqk::engine

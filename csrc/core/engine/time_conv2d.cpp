@@ -19,7 +19,9 @@ int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 // Codes that are neither constant nor zero, and the memory that a run writes to.
 class Images {
  public:
-  Images(const Conv2dShape& s, const Conv2dConstants& constants, int64_t count) {
+  Images(const Conv2dShape& s, const Conv2dConstants& constants, int64_t count, int64_t scratch)
+      : scratch_(scratch) {
+    images_.scratch = scratch_.data();
     const int64_t in_pixel = int8_pixel_stride(s.in_channels), out_pixel = int8_pixel_stride(s.out_channels);
     const int64_t in_row = in_pixel * (s.in_width + s.pad_left + s.pad_right),
                   out_row = out_pixel * s.out_width;
@@ -47,7 +49,7 @@ class Images {
   const Int8ConvImages& get() const { return images_; }
 
  private:
-  AlignedArray<uint8_t> codes_;
+  AlignedArray<uint8_t> codes_, scratch_;
   AlignedArray<float> floats_;
   Int8Image residual_{};
   Int8ConvImages images_{};
@@ -64,7 +66,9 @@ double seconds_of(const PackedConv2d& packed, const Int8ConvImages& images, int6
 
 std::map<std::string, double> time_conv2d(const Conv2dCandidates& candidates, const Conv2dShape& shape,
                                           const Conv2dConstants& constants, int64_t images) {
-  const Images memory(shape, constants, images);
+  int64_t scratch = 0;
+  for (const auto& candidate : candidates) scratch = std::max(scratch, candidate.second->scratch_bytes());
+  const Images memory(shape, constants, images, scratch);
   std::map<std::string, double> least;
   double best = 1e30;
   for (int round = 0; round < kRounds; ++round) {
