@@ -99,4 +99,22 @@ using Int8DepthwiseFormatOf = Int8DepthwiseFormat();
 PQK_CPU_KERNEL(Int8DepthwiseKernel, int8_depthwise_kernel)
 PQK_CPU_KERNEL(Int8DepthwiseFormatOf, int8_depthwise_format)
 
+// Depthwise 3x3 with unit dilation and stride 1 or 2 both ways. A lane of quads holds four input rows of one
+// channel, which serve two output rows. Channels are computed in halves of 32, two vectors each:
+//   a block of 64 channels has two halves, the lower and the upper 8 bytes of its every 16: channel c is in
+//   half c % 16 / 8, vector c % 8 / 4, lane c / 16 * 4 + c % 4; of a last block of at most 32 channels, vector
+//   c % 8 / 4 holds channel c at lane c / 8 * 4 + c % 4.
+struct Int8Depthwise3x3Plan {
+  Conv2dShape shape;
+  Int8Epilogue epilogue;  // in the order [half][vector][lane]
+  int64_t halves;
+  bool spread;            // the last half is a block of its own
+  const uint8_t* weight;  // [half][kx][output row, of two][vector]; with stride 2 one row's serve both
+};
+using Int8Depthwise3x3Kernel = void(const Int8Depthwise3x3Plan&, const Int8ConvImages&, int64_t row_begin,
+                                    int64_t row_end);
+using Int8Depthwise3x3Lanes = int64_t();  // of a vector; 0: this instruction set has no such kernel
+PQK_CPU_KERNEL(Int8Depthwise3x3Kernel, int8_depthwise3x3_kernel)
+PQK_CPU_KERNEL(Int8Depthwise3x3Lanes, int8_depthwise3x3_lanes)
+
 }  // namespace pqk
