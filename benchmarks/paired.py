@@ -147,3 +147,26 @@ def write_results(stem: str, results: list[Paired], **context: Any) -> Path:
     document = {"machine": machine(), **context, "results": [asdict(result) for result in results]}
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path
+
+
+def merge_results(stem: str, section: str, entries: dict[str, Any], **context: Any) -> Path:
+    """Puts ``entries`` into a section of ``benchmarks/results/<stem>.json``, beside those that it has.
+
+    Args:
+        stem: name of the file.
+        section: key of the document whose value takes the entries; one of the same name is replaced.
+        entries: name -> result.
+        context: further values of the document, replaced too.
+
+    Returns:
+        The path. The file is replaced in one step, so that ending the run leaves a whole one.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{stem}.json"
+    document = json.loads(path.read_text()) if path.exists() else {}
+    document |= {"machine": machine(), **context}
+    document.setdefault(section, {}).update(entries)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=2) + "\n")
+    partial.replace(path)
+    return path

@@ -1,176 +1,151 @@
-"""One network, as this package and its peers run it: each engine is a function that makes a callable of a case.
+"""Each engine, and each of its modes, behind one interface: load a case at a batch size, time calls, give the output.
 
-All run the same float model on one thread. int8 means 8-bit weights and activations chosen after training from the
-same calibration batch, by each project's own tool; the weights' values do not change the time of any of them.
+Everything runs on one thread. int8 means 8-bit weights and activations chosen after training by each project's own tool
+from the same data. A call takes an input that is already there and gives its output where the engine likes best:
+input and output are bound before wherever the engine can.
+
+DeepSparse (1.8, the last) needs older packages than ours, LiteRT's converter wants many of its own: they run in their
+own environments, whose interpreters `PQK_DEEPSPARSE_PYTHON` and `PQK_LITERT_PYTHON` name, as processes that are told
+over a pipe to time n calls (`worker.py`). To make them:
+
+    python3.11 -m venv DIR && DIR/bin/pip install --only-binary=deepsparse "deepsparse<1.9"
+    python3.11 -m venv DIR && DIR/bin/pip install torch==2.13.0 litert-torch==0.10.0
+
+Peers that are not there are named and left out.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
-import logging
+import os
+import subprocess
 import tempfile
-import warnings
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import exports
 import numpy as np
 import torch
+from networks import Case
 from numpy.typing import NDArray
+from workers import worker
 
-import pqk_ext
-from pqk_ext import models, runtime
-from pqk_ext.data import keyword_spotting_arrays
+from pqk_ext import runtime
 
-Run = Callable[[], NDArray[np.float32]]
-CALIBRATION_SAMPLES = 128
-OPSET = 20
+Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A network of the zoo at one batch size."""
+class Engine(ABC):
+    """A loaded network. `load_seconds`: from the file to ready; `notes`: what else should be recorded."""
 
-    network: str
-    batch: int
+    load_seconds = 0.0
 
-    @cached_property
-    def model(self) -> torch.nn.Module:
-        torch.manual_seed(0)
-        options = {"pretrained": True} if self.network == "ds_cnn" else {}
-        model = models.create(self.network, **options).eval()
-        for module in model.modules():  # an untrained network's running statistics are all alike
-            if self.network != "ds_cnn" and isinstance(module, torch.nn.BatchNorm2d):
-                torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-        return model
+    def __init__(self) -> None:
+        self.notes: dict[str, Any] = {}
 
-    @cached_property
-    def calibration(self) -> NDArray[np.float32]:
-        if self.network == "ds_cnn":
-            return keyword_spotting_arrays("train")[0][:CALIBRATION_SAMPLES]
-        shape = (CALIBRATION_SAMPLES, *models.input_shape(self.network))
-        return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    @abstractmethod
+    def seconds(self, calls: int) -> float:
+        """Time of that many calls in a row."""
 
-    @property
-    def input(self) -> NDArray[np.float32]:
-        return np.ascontiguousarray(self.calibration[: self.batch])
+    @abstractmethod
+    def output(self) -> Array: ...
 
-    @cached_property
-    def folder(self) -> Path:
-        return Path(_temporary().name) / f"{self.network}-{self.batch}"
-
-    def path(self, name: str) -> Path:
-        """A file of this case that one of the functions below has written, or is to write."""
-        self.folder.mkdir(exist_ok=True)
-        return self.folder / name
+    @abstractmethod
+    def close(self) -> None:
+        """Gives back what it holds."""
 
 
-@cache
-def _temporary() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="pqk-bench-")
+class InProcess(Engine):
+    """An engine in this process: `call` runs it, `read` gives the output of the last call."""
+
+    def __init__(self, call: Callable[[], Any], read: Callable[[], Array]) -> None:
+        super().__init__()
+        self.call, self.read = call, read
+
+    def seconds(self, calls: int) -> float:
+        call = self.call
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return time.perf_counter() - start
+
+    def output(self) -> Array:
+        self.call()
+        return np.array(self.read())
+
+    def close(self) -> None:
+        del self.call, self.read
 
 
-def export_pqk(case: Case) -> Path:
-    """The network after post-training quantization as a ``.pqk`` file."""
-    path = case.path("net.pqk")
-    if not path.exists():
-        calibration = torch.from_numpy(case.calibration)
-        pqk_ext.export(case.model, path, example_inputs=calibration, calibration=calibration)
-    return path
+class Remote(Engine):
+    """An engine in a worker."""
+
+    def __init__(self, name: str, path: Path, input: Path) -> None:
+        super().__init__()
+        self.worker = worker(name)
+        self.worker.keys += 1
+        self.key = self.worker.keys
+        self.load_seconds = self.worker.ask("load", key=self.key, engine=name, path=str(path), input=str(input))
+
+    def seconds(self, calls: int) -> float:
+        return self.worker.ask("time", key=self.key, calls=calls)
+
+    def output(self) -> Array:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "output.npy"
+            self.worker.ask("output", key=self.key, path=str(path))
+            result: Array = np.load(path)
+        return result
+
+    def close(self) -> None:
+        self.worker.ask("drop", key=self.key)
 
 
-def export_onnx(case: Case) -> Path:
-    """The float network, batch size fixed."""
-    path = case.path("float.onnx")
-    if not path.exists():
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        torch.onnx.export(
-            case.model, (torch.from_numpy(case.input),), path, dynamo=True, opset_version=OPSET, verbose=False
-        )
-    return path
+def pqk(case: Case, batch: int, num_threads: int = 1) -> Engine:
+    path, x = exports.pqk(case), case.input(batch)
+    start = time.perf_counter()
+    model = runtime.load(path, num_threads=num_threads)
+    load_seconds = time.perf_counter() - start
+    out = np.empty((batch, *model.output_shape), np.float32)
+    engine = InProcess(lambda: model.run(x, out), lambda: out)
+    engine.load_seconds = load_seconds
+    engine.notes = {"bytes": path.stat().st_size, "isa": model.isa, "kernels": model.kernels}
+    return engine
 
 
-def export_qdq(case: Case) -> Path:
-    """The int8 network as ONNX Runtime's own tool makes it: QDQ nodes, uint8 activations, int8 weights per channel."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+def torch_eager(case: Case, batch: int) -> Engine:
+    model, x = case.model, torch.from_numpy(case.input(batch))
+    results: list[torch.Tensor] = [x]
 
-    path = case.path("qdq.onnx")
-    if path.exists():
-        return path
-    full = len(case.calibration) // case.batch * case.batch
-    batches = case.calibration[:full].reshape(-1, *case.input.shape)
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter(batches)
-
-        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-            batch = next(self.left, None)
-            return None if batch is None else {_onnx_input(case): batch}
-
-    prepared = case.path("prepared.onnx")
-    quant_pre_process(str(export_onnx(case)), str(prepared))
-    quantize_static(
-        str(prepared),
-        str(path),
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-    )
-    return path
-
-
-def _onnx_input(case: Case) -> str:
-    import onnx
-
-    return str(onnx.load(export_onnx(case), load_external_data=False).graph.input[0].name)
-
-
-def pqk(case: Case) -> Run:
-    network, x = runtime.load(export_pqk(case), num_threads=1), case.input
-    return lambda: network(x)
-
-
-def torch_eager(case: Case) -> Run:
-    model, x = case.model, torch.from_numpy(case.input)
-
-    def run() -> NDArray[np.float32]:
+    def run() -> None:
         with torch.inference_mode():
-            output: NDArray[np.float32] = model(x).numpy()
-        return output
+            results[0] = model(x)
 
-    return run
+    return InProcess(run, lambda: results[0].numpy())
 
 
-def _onnxruntime(case: Case, path: Path) -> Run:
+def _onnxruntime(case: Case, batch: int, path: Path) -> Engine:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    start = time.perf_counter()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: case.input}
-    return lambda: session.run(None, feed)[0]
+    load_seconds = time.perf_counter() - start
+    x, binding = case.input(batch), session.io_binding()
+    binding.bind_cpu_input("input", x)
+    binding.bind_output("output", "cpu")
+    engine = InProcess(lambda: session.run_with_iobinding(binding), lambda: binding.copy_outputs_to_cpu()[0])
+    engine.load_seconds = load_seconds
+    return engine
 
 
-def onnxruntime_float(case: Case) -> Run:
-    return _onnxruntime(case, export_onnx(case))
-
-
-def onnxruntime_int8(case: Case) -> Run:
-    return _onnxruntime(case, export_qdq(case))
-
-
-PRECISIONS: dict[str, str] = {}  # OpenVINO engine -> precision that the compiled model reports
-
-
-def _openvino(case: Case, path: Path, name: str, precision: str) -> Run:
+def _openvino(case: Case, batch: int, path: Path, precision: str) -> Engine:
     import openvino
 
     # Without the hint OpenVINO computes "f32" models in bfloat16 where the CPU has it.
@@ -180,57 +155,66 @@ def _openvino(case: Case, path: Path, name: str, precision: str) -> Run:
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
     }
+    start = time.perf_counter()
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-    PRECISIONS[name] = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    request, x = compiled.create_infer_request(), case.input
+    load_seconds = time.perf_counter() - start
+    request, x = compiled.create_infer_request(), case.input(batch)
     request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
-
-    def run() -> NDArray[np.float32]:
-        request.infer()
-        output: NDArray[np.float32] = request.get_output_tensor().data
-        return output
-
-    return run
+    engine = InProcess(request.infer, lambda: request.get_output_tensor().data)
+    engine.load_seconds = load_seconds
+    engine.notes = {"precision_hint": compiled.get_property("INFERENCE_PRECISION_HINT").to_string()}
+    return engine
 
 
-def openvino_f32(case: Case) -> Run:
-    return _openvino(case, export_onnx(case), "openvino_f32", "f32")
+def _deepsparse(case: Case, batch: int, path: Path) -> Engine:
+    return Remote("deepsparse", path, exports.input_file(case, batch))
 
 
-def openvino_bf16(case: Case) -> Run:
-    return _openvino(case, export_onnx(case), "openvino_bf16", "bf16")
+def _litert(case: Case, batch: int, precision: str) -> Engine:
+    """The file for one sample resized, which is faster than a file for the batch; that where it cannot be resized."""
+    x = exports.input_file(case, batch)
+    try:
+        return Remote("litert", exports.litert(case, precision), x)
+    except RuntimeError:
+        return Remote("litert", exports.litert(case, precision, batch), x)
 
 
-def openvino_int8(case: Case) -> Run:
-    return _openvino(case, export_qdq(case), "openvino_int8", "f32")
-
-
-# Name -> (maker, modules it needs).
-ENGINES: dict[str, tuple[Callable[[Case], Run], tuple[str, ...]]] = {
-    "pqk": (pqk, ()),
-    "torch_eager": (torch_eager, ()),
-    "onnxruntime_float": (onnxruntime_float, ("onnxruntime", "onnx", "onnxscript")),
-    "onnxruntime_int8": (onnxruntime_int8, ("onnxruntime", "onnx", "onnxscript")),
-    "openvino_f32": (openvino_f32, ("openvino", "onnx", "onnxscript")),
-    "openvino_bf16": (openvino_bf16, ("openvino", "onnx", "onnxscript")),
-    "openvino_int8": (openvino_int8, ("openvino", "onnxruntime", "onnx", "onnxscript")),
+ONNX = ("onnx", "onnxruntime")
+# Name -> how to make it, the modules it needs here, the environment variable it needs.
+PEERS: dict[str, tuple[Callable[[Case, int], Engine], tuple[str, ...], str | None]] = {
+    "torch_eager": (torch_eager, (), None),
+    "onnxruntime_float": (lambda c, b: _onnxruntime(c, b, exports.onnx_float(c, b)), ONNX, None),
+    "onnxruntime_int8": (lambda c, b: _onnxruntime(c, b, exports.onnx_int8(c, b)), ONNX, None),
+    "openvino_f32": (lambda c, b: _openvino(c, b, exports.onnx_float(c, b), "f32"), ("openvino", *ONNX), None),
+    "openvino_bf16": (lambda c, b: _openvino(c, b, exports.onnx_float(c, b), "bf16"), ("openvino", *ONNX), None),
+    "openvino_int8": (lambda c, b: _openvino(c, b, exports.onnx_int8(c, b), "f32"), ("openvino", *ONNX), None),
+    "litert_float": (lambda c, b: _litert(c, b, "float"), (), "PQK_LITERT_PYTHON"),
+    "litert_int8": (lambda c, b: _litert(c, b, "int8"), (), "PQK_LITERT_PYTHON"),
+    "deepsparse_float": (lambda c, b: _deepsparse(c, b, exports.onnx_float(c, b)), ONNX, "PQK_DEEPSPARSE_PYTHON"),
+    "deepsparse_int8": (lambda c, b: _deepsparse(c, b, exports.onnx_int8(c, b)), ONNX, "PQK_DEEPSPARSE_PYTHON"),
 }
 
 
-def missing(engine: str) -> list[str]:
-    """Modules that the engine needs and that are not installed."""
-    return [name for name in ENGINES[engine][1] if importlib.util.find_spec(name) is None]
+def lacking(peer: str) -> list[str]:
+    """What the peer needs and is not there."""
+    _, modules, variable = PEERS[peer]
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    return absent + ([variable] if variable and not os.environ.get(variable) else [])
 
 
-def make(engine: str, case: Case) -> Run:
-    """The callable; silent, whatever the exporters have to say."""
+def make(peer: str, case: Case, batch: int) -> Engine:
     torch.set_num_threads(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return ENGINES[engine][0](case)
+    return PEERS[peer][0](case, batch)
 
 
-def difference(output: NDArray[Any], reference: NDArray[Any]) -> float:
-    """Root mean square difference, as a share of the root mean square of ``reference``."""
-    reference = reference.astype(np.float64)
-    return float(np.sqrt(np.mean((output - reference) ** 2) / np.mean(reference**2)))
+def versions() -> dict[str, str]:
+    """Of every peer that is installed."""
+    found = {"torch": torch.__version__}
+    for name in ("onnxruntime", "openvino"):
+        if importlib.util.find_spec(name) is not None:
+            found[name] = importlib.metadata.version(name)
+    for name, package in (("litert", "ai-edge-litert"), ("deepsparse", "deepsparse")):
+        if python := os.environ.get(f"PQK_{name.upper()}_PYTHON"):
+            code = f"import importlib.metadata; print(importlib.metadata.version({package!r}))"
+            found[name] = subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
+    return found

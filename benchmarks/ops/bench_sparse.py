@@ -1,9 +1,8 @@
 """Sparse layers against dense ones at several sparsities, one thread, and where the two break even.
 
 `pytest benchmarks/ops/bench_sparse.py` lists absolute times; `python benchmarks/ops/bench_sparse.py` compares in
-interleaved rounds and writes `benchmarks/results/sparse.json`. Peers: torch's dense float32 layer (oneDNN or MKL), its
-CSR product, its dense int8 layer (FBGEMM), and our own dense int8 layer. Our sparse ops read plain CSR on every call;
-the int8 one regroups it, which counts in its time.
+interleaved rounds and writes `benchmarks/results/sparse.json`. Peers: torch's dense float32 layer (oneDNN or MKL) and
+its CSR product. Sparse int8 layers are those of the runtime: `bench_int8.py`.
 """
 
 from __future__ import annotations
@@ -78,41 +77,6 @@ def float_calls(layer: Layer) -> dict[str, Call]:
     }
 
 
-def int8_calls(layer: Layer) -> dict[str, Call]:
-    """int8 implementations: the same codes, multipliers and biases."""
-    codes = (layer.input * 32 + 128).clamp(0, 255).to(torch.uint8)
-    weight = (layer.weight * 32).round().clamp(-127, 127).to(torch.int8)
-    channels, padding = weight.shape[0], layer.kernel_size // 2
-    multiplier, bias = torch.full((channels,), 1e-3), torch.full((channels,), 128.0)
-    csr = layer.csr(weight)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch_input = torch._make_per_tensor_quantized_tensor(codes, 1 / 32, 128)
-        torch_weight = torch._make_per_tensor_quantized_tensor(weight, 1 / 32, 0)
-    if layer.kernel_size:
-        two = [padding, padding]
-        packed = torch.ops.quantized.conv2d_prepack(torch_weight, None, [1, 1], two, [1, 1], 1)
-        nhwc = torch_input.contiguous(memory_format=torch.channels_last)  # the layout that FBGEMM likes best
-        geometry = {"input_zero_point": 128, "padding": padding}
-        return {
-            "pqk": lambda: ops.int8_sparse_conv2d(
-                codes, *csr, multiplier, bias, kernel_size=layer.kernel_size, **geometry
-            ),
-            "pqk dense": lambda: ops.int8_conv2d(
-                codes, weight, multiplier, bias, quant_min=0, quant_max=255, **geometry
-            ),
-            "torch dense": lambda: torch.ops.quantized.conv2d(nhwc, packed, 1.0, 128),
-        }
-    packed = torch.ops.quantized.linear_prepack(torch_weight, None)
-    return {
-        "pqk": lambda: ops.int8_sparse_linear(codes, *csr, multiplier, bias, input_zero_point=128),
-        "pqk dense": lambda: ops.int8_linear(
-            codes, weight, multiplier, bias, input_zero_point=128, quant_min=0, quant_max=255
-        ),
-        "torch dense": lambda: torch.ops.quantized.linear(torch_input, packed, 1.0, 128),
-    }
-
-
 def masked_calls(layer: Layer) -> dict[str, Call]:
     """Forward and backward of a layer in training."""
     mask = layer.weight != 0
@@ -134,12 +98,12 @@ def masked_calls(layer: Layer) -> dict[str, Call]:
     }
 
 
-KINDS = {"float32": float_calls, "int8": int8_calls, "masked training": masked_calls}
+KINDS = {"float32": float_calls, "masked training": masked_calls}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sparsity", SPARSITIES)
-@pytest.mark.parametrize("who", ["pqk", "torch dense", "torch csr", "pqk dense"])
+@pytest.mark.parametrize("who", ["pqk", "torch dense", "torch csr"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sparse(benchmark: Callable[..., object], kind: str, who: str, sparsity: float, shape: str) -> None:
     torch.set_num_threads(1)

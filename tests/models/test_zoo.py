@@ -131,6 +131,17 @@ def test_shortcut_without_parameters_halves_and_pads() -> None:
     assert not y[:, 24:].any()
 
 
+def test_width_multiplies_channels() -> None:
+    # 64-128-256: every 3x3 convolution between equal widths has 16 times the weights of ResNet-32's.
+    wide = models.create("resnet32", width=4)
+    first = 9 * 3 * 64 + 2 * 64 + 10 * (9 * 64**2 + 2 * 64)
+    later = sum(9.5 * 9 * channels**2 + 10 * 2 * channels for channels in (128, 256))  # one convolution widens: half
+    assert models.count_parameters(wide) == first + later + 257 * 10
+    assert models.count_macs(wide, (3, 32, 32)) == pytest.approx(1.1e9, rel=0.01)
+    with pytest.raises(ValueError, match="width: expected at least 1, got 0"):
+        models.create("resnet32", width=0)
+
+
 def test_same_padding_puts_the_odd_row_below() -> None:
     # Map of 49 rows, kernel 10, stride 2: 25 rows out need 9 rows of zeros, 4 above and 5 below.
     pad = models.create("ds_cnn").pad

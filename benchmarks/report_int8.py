@@ -1,0 +1,64 @@
+"""The README's tables of integer layers, from benchmarks/results/int8.json."""
+
+from __future__ import annotations
+
+from markdown import Document, ceilings, duration, folded, ratio, table
+
+
+def dense_table(document: Document) -> list[str]:
+    rows = [
+        [name, duration(row["us"]), f"{row['peak_share']:.0%}", row["kernel"], ratio(row["fbgemm"])]
+        for name, row in document["dense"].items()
+    ]
+    return table(["layer", "pqk_ext", "of the peak", "kernel", "FBGEMM / pqk_ext"], rows)
+
+
+def cell(row: Document | None) -> str:
+    return "" if row is None else f"{row['dense']['ratio']:.2f} ({row['executed_share']:.0%})"
+
+
+def sparse_table(document: Document) -> list[str]:
+    """One line a layer and pattern, one column a density: times dense, and the executed share of the peak."""
+    lines: dict[str, dict[str, Document]] = {}
+    for key, row in document["sparse"].items():
+        layer, density = key.rsplit("/", 1)
+        lines.setdefault(layer, {})[density] = row
+    densities = list(dict.fromkeys(key.rsplit("/", 1)[1] for key in document["sparse"]))
+    cells = [[layer.replace("/", ", "), *(cell(row.get(d)) for d in densities)] for layer, row in lines.items()]
+    return table(["layer, zeros", *(f"{float(d):.0%} kept" for d in densities)], cells)
+
+
+def choices(document: Document) -> str:
+    """How much the choice of kernels loses, in one sentence."""
+    lost = [row["lost_by_choice"] for row in document["sparse"].values()]
+    wrong = sum(value > 0.05 for value in lost)
+    return (
+        f"In {len(lost) - wrong} of {len(lost)} cases the kernel that was chosen is within 5 % of the fastest one; "
+        f"at worst it takes {max(lost):.0%} longer."
+    )
+
+
+def fbgemm_sparse_table(document: Document) -> list[str]:
+    rows = [
+        [key.replace("/", ", "), duration(row["us"]), ratio(row["fbgemm_sparse"])]
+        for key, row in document["sparse"].items()
+        if "fbgemm_sparse" in row
+    ]
+    return table(["layer, zeros, kept", "pqk_ext", "FBGEMM 1x4 sparse / pqk_ext"], rows)
+
+
+def section(document: Document) -> list[str]:
+    """Everything about integer layers."""
+    sentence = ceilings(document, document["build"]["isa"])
+    overhead = f"torch's smallest call takes {document['torch_call_us']:.0f} us of its times."
+    lines = [f"{sentence} {overhead}", ""]
+    if document.get("dense"):
+        rows = dense_table(document)
+        lines += [*folded(f"{len(rows) - 2} dense layers", rows), ""]
+    if document.get("sparse"):
+        rows = sparse_table(document)
+        text = "Times as fast as dense, in brackets the executed share of the peak (blocks that are not all zero):"
+        lines += [text + " " + choices(document), "", *folded(f"{len(rows) - 2} lines of layers with zeros", rows), ""]
+    if document.get("sparse") and len(rows := fbgemm_sparse_table(document)) > 2:
+        lines += [*folded(f"{len(rows) - 2} comparisons with FBGEMM's sparse product", rows), ""]
+    return lines[:-1]

@@ -1,0 +1,161 @@
+"""The benchmarks' own logic: masks, the contest, results on disk, tables. No timing is asserted."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (BENCHMARKS, BENCHMARKS / "nets", BENCHMARKS / "ops"):
+        monkeypatch.syspath_prepend(folder)
+
+
+def load(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("shape", [(16, 8, 3, 3), (10, 64), (7, 4, 1, 1)])
+def test_masks_keep_the_largest(shape: tuple[int, ...]) -> None:
+    networks = load("networks")
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    kept = networks.mask(weight, "unstructured")
+    assert kept.sum() == round(0.1 * weight.numel())
+    assert weight[kept].abs().min() >= weight[~kept].abs().max()
+
+    blocks = networks.mask(weight, "1x4")
+    assert blocks.shape == weight.shape
+    grouped = blocks.reshape(shape[0], shape[1] // 4, 4, -1)
+    assert (grouped.all(2) == grouped.any(2)).all()
+    assert grouped.any(2).sum() == round(0.1 * weight.numel() / 4)
+    sums = weight.abs().reshape(grouped.shape).sum(2)
+    assert sums[grouped.any(2)].min() >= sums[~grouped.any(2)].max()
+
+
+def test_pruning_leaves_the_first_and_depthwise_layers() -> None:
+    networks = load("networks")
+    model = networks.models.create("mobilenet_v1")
+    networks.prune(model, "1x4")
+    shares = [
+        (layer.groups == 1 and layer.in_channels > 3, float((layer.weight == 0).float().mean()))
+        for layer in model.modules()
+        if isinstance(layer, torch.nn.Conv2d)
+    ]
+    assert all(share == pytest.approx(0.9, abs=0.01) if is_pruned else share == 0 for is_pruned, share in shares)
+
+
+def test_networks_are_alive_and_the_same_each_time() -> None:
+    networks = load("networks")
+    case = networks.Case("resnet8", "1x4")
+    output = case.reference(8)
+    assert output.std(0).max() > 0.01 * np.abs(output).max()  # it depends on the input
+    assert np.array_equal(output, networks.Case("resnet8", "1x4").reference(8))
+
+
+class Clock:
+    """An engine whose calls take a given time, without waiting for it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.each, self.calls = seconds, 0
+
+    def seconds(self, calls: int) -> float:
+        self.calls += calls
+        return calls * self.each
+
+
+def test_contest_finds_the_best_peer() -> None:
+    rounds = load("rounds")
+    peers = {"slow": Clock(9e-3), "near": Clock(2.1e-3), "best": Clock(2e-3)}
+    outcome = rounds.contest(Clock(1e-3), peers, seconds_a_round=0.0, seconds=0.0)
+    assert outcome.best == "best"
+    assert outcome.ratio == pytest.approx(2)
+    assert outcome.interval == pytest.approx((2, 2))
+    assert len(outcome.ours.seconds) == rounds.ROUNDS == len(outcome.peers["near"].seconds)
+    assert len(outcome.peers["slow"].seconds) == 2  # hopeless: not timed again
+
+
+def test_results_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paired = load("paired")
+    monkeypatch.setattr(paired, "RESULTS", tmp_path)
+    paired.merge_results("nets", "rows", {"a": {"ratio": 1}, "b": {"ratio": 2}}, versions={"x": "1"})
+    path = paired.merge_results("nets", "rows", {"b": {"ratio": 3}}, versions={"x": "2"})
+    document = json.loads(path.read_text())
+    assert document["rows"] == {"a": {"ratio": 1}, "b": {"ratio": 3}}
+    assert document["versions"] == {"x": "2"}
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "1x4"])
+def test_layers_have_the_density(pattern: str) -> None:
+    layers = load("layers")
+    layer = layers.Layer("", 16, 6, 5, 24, (3, 3), 2, 1, 1)
+    codes = layers.weights(layer, pattern, 0.25)
+    assert (codes != 0).mean() == 0.25
+    assert (layers.block_density(codes) == 0.25) == (pattern == "1x4")
+    model = layers.model(layer, codes)
+    assert model(layers.model_input(layer)).shape == (1, 24, *layer.out_size)
+
+
+def test_shapes_can_be_run_and_are_named_once() -> None:
+    layers = load("layers")
+    found = layers.read_layers()
+    assert len({layer.name for layer in found}) == len(found) > 40
+    linear = next(layer for layer in found if (layer.height, layer.width) == (1, 1))
+    assert layers.model(linear, layers.weights(linear)).output_shape == (linear.out_channels,)
+
+
+def row(network: str, batch: int, variant: str, ratio: float) -> dict[str, Any]:
+    ours = {"median_us": 12.34, "isa": "avx2", "bytes": 5000, "load_ms": 1.5, "difference": 0.01}
+    return {
+        "network": network,
+        "batch": batch,
+        "variant": variant,
+        "pqk": ours | {"kernels": {"direct": 3}},
+        "peers": {"openvino_int8": {"median_us": 12340.0}},
+        "best": "openvino_int8",
+        "ratio": ratio,
+        "ratio_low": 1.0,
+        "ratio_high": 9.0,
+    }
+
+
+def test_report_of_networks() -> None:
+    report = load("report_nets")
+    rows = {
+        f"{network}/{batch}/{variant}": row(network, batch, variant, ratio)
+        for network, batch, variant, ratio in [
+            ("resnet20", 1, "dense", 4.0),
+            ("resnet8", 32, "dense", 1.0),
+            ("resnet8", 1, "1x4", 3.0),
+            ("res15", 1, "dense", 100.0),
+        ]
+    }
+    lines = report.section({"rows": rows, "ceilings": {"avx2": {"int8_macs": 1e11}}})
+    text = "\n".join(lines)
+    assert "dense 2.00 (lowest 1.00, 2 rows)" in text  # res15 is not among those summed up
+    assert "One core's ceilings in the same run (avx2), a second: 100 G int8 multiply-adds." in text
+    assert "| ResNet-8, 32 | 12.3 us | OpenVINO int8, 12.3 ms | 1.00 [1.00, 9.00] |" in lines
+    dense = [line.split(",")[0] for line in lines[lines.index("Dense networks:") :][:8] if line.startswith("| ")]
+    assert dense[-3:] == ["| ResNet-8", "| ResNet-20", "| res15"]
+
+
+def test_readme_tables_are_those_of_the_results() -> None:
+    report = load("report")
+    text = report.README.read_text()
+    assert f"{report.BEGIN}\n\n{report.report()}\n{report.END}" in text
+
+
+def test_every_python_file_is_found() -> None:
+    """Benchmarks import each other by plain names: none may hide another."""
+    stems = [path.stem for path in BENCHMARKS.rglob("*.py")]
+    assert len(set(stems)) == len(stems)
+    assert not set(stems) & set(sys.stdlib_module_names)
