@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pqk_ext.cli.bench_peers import check_installed, compare_peers, peers_table
 from pqk_ext.cli.bench_profile import measure
 from pqk_ext.cli.options import JsonPath, Network, Threads, load_network
 from pqk_ext.cli.output import check_json, emit, table
@@ -29,6 +30,9 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Also each layer: kernel, shape, time, share of the peak.")
     ] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also ONNX Runtime and OpenVINO, those installed, on the same network.")
+    ] = False,
     json: JsonPath = None,
 ) -> None:
     """Time a file. Needs no torch.
@@ -39,6 +43,8 @@ def bench(
     import numpy as np
 
     check_json(json)
+    if peers:
+        check_installed()
     networks = [load_network(path, threads=threads) for path in (file, against) if path is not None]
     generator = np.random.default_rng(0)
     inputs = [generator.standard_normal((batch, *n.input_shape)).astype(np.float32) for n in networks]
@@ -58,6 +64,9 @@ def bench(
         layers = measure(networks[0], inputs[0])
         values |= {"profile": layers.values(), "layers": layers.layer_values()}
         shown.append(layers.table())
+    if peers:
+        values["peers"] = compare_peers(networks[0], batch, rounds)
+        shown.append(peers_table(values["peers"], title))
     emit(values, json, *shown)
 
 
