@@ -26,8 +26,10 @@ void PackedEpilogue::set(const Conv2dConstants& constants, int64_t channel, int6
 }
 
 const std::vector<Conv2dKernel>& conv2d_kernels() {
-  static const std::vector<Conv2dKernel> kernels{
-      {"depthwise3x3", pack_depthwise3x3}, {"depthwise", pack_depthwise}, {"direct", pack_direct}};
+  static const std::vector<Conv2dKernel> kernels{{"depthwise3x3", pack_depthwise3x3},
+                                                 {"depthwise", pack_depthwise},
+                                                 {"direct", pack_direct},
+                                                 {"gather", pack_gather}};
   return kernels;
 }
 

@@ -46,6 +46,8 @@ struct Conv2dConstants {
   bool has_residual;
   float residual_multiplier;
   int32_t residual_zero_point;
+  // Of the images that the layer will run on; 0 stands for int8_pixel_stride(in_channels).
+  int64_t input_pixel_stride = 0;
 };
 
 // What one run reads and writes: one image, or several that lie `step` bytes apart each in all three memories,

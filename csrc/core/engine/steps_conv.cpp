@@ -67,6 +67,7 @@ Conv2dConstants constants_of(const StepContext& context) {
   constants.multiplier = node.multiplier;
   constants.bias = node.bias;
   constants.input_zero_point = context.in().zero_point;
+  constants.input_pixel_stride = context.in_image().pixel_stride;
   constants.quant_min = context.quant_min();
   constants.quant_max = context.quant_max();
   constants.float_output = node.value.dtype == DType::kF32;

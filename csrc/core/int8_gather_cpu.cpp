@@ -1,0 +1,146 @@
+// Convolution with unstructured sparse weights: see int8_gather_plan.h. A tile of output pixels x one vector of
+// output channels stays in registers while a program of windows runs; every index and weight is loaded once per
+// tile of pixels.
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "core/int8_gather_plan.h"
+#include "core/int8_pixel_walk_cpu.h"
+#include "core/int8_requantize_cpu.h"
+
+#include "core/isa_begin.h"
+
+#if PQK_ISA_LEVEL >= 1
+
+namespace {
+
+#if PQK_ISA_LEVEL >= 2
+// Sums and window of every pixel, and three more registers.
+constexpr int kMaxPixels = 14;
+using Bytes = __m512i;
+inline Bytes load_window(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline Ints load_step(const uint8_t* p) { return _mm512_load_si512(p); }
+inline Ints add_step(Ints sum, Bytes window, Ints index, Ints weight) {
+  return _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(index, window), weight);
+}
+#else
+constexpr int kMaxPixels = 12;
+using Bytes = __m256i;
+inline Bytes load_window(const uint8_t* p) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Ints load_step(const uint8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+inline Ints add_step(Ints sum, Bytes window, Ints index, Ints weight) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_shuffle_epi8(window, index), weight));
+}
+#endif
+constexpr int64_t kStepBytes = 2 * sizeof(Ints);
+
+struct Tile {
+  int64_t row_step;
+  const uint8_t* input[kMaxPixels];  // of the window's first tap
+  OutputPixel output[kMaxPixels];
+  alignas(64) int32_t sums[kMaxPixels * kOutTile];  // [pixel][16]
+};
+
+template <int MR>
+struct Sums {
+  Ints of[MR];
+};
+
+// Windows of `Steps` steps each.
+template <int Steps, int MR>
+[[gnu::always_inline]] inline void add_windows(Sums<MR>& sum, const uint8_t* const (&input)[MR],
+                                               int64_t row_step, int64_t count, const GatherWindow*& window,
+                                               const uint8_t*& step) {
+  const GatherWindow* const end = window + count;
+#pragma GCC unroll 1
+  for (; window != end; ++window) {
+    const int64_t offset = window->row * row_step + window->column;
+    Bytes bytes[MR];
+#pragma GCC unroll 16
+    for (int m = 0; m < MR; ++m) bytes[m] = load_window(input[m] + offset);
+#pragma GCC unroll 4
+    for (int s = 0; s < Steps; ++s, step += kStepBytes) {
+      const Ints index = load_step(step), weight = load_step(step + sizeof(Ints));
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) sum.of[m] = add_step(sum.of[m], bytes[m], index, weight);
+    }
+  }
+}
+
+template <int MR>
+void multiply_tile(const GatherProgram& program, const int32_t* compensation, Tile& tile, int32_t* sums) {
+  const uint8_t* input[MR];
+  Sums<MR> sum;
+  const Ints start = load_ints(compensation);
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) {
+    input[m] = tile.input[m];
+    sum.of[m] = start;
+  }
+  const GatherWindow* window = program.windows;
+  const uint8_t* step = program.steps;
+#if PQK_ISA_LEVEL >= 2
+  add_windows<4>(sum, input, tile.row_step, program.count[3], window, step);
+  add_windows<3>(sum, input, tile.row_step, program.count[2], window, step);
+  add_windows<2>(sum, input, tile.row_step, program.count[1], window, step);
+#endif
+  add_windows<1>(sum, input, tile.row_step, program.count[0], window, step);
+#pragma GCC unroll 16
+  for (int m = 0; m < MR; ++m) store_ints(sums + m * kOutTile, sum.of[m]);
+}
+
+using TileFunction = void(const GatherProgram&, const int32_t*, Tile&, int32_t*);
+
+template <int... M>
+constexpr auto all_tiles(std::integer_sequence<int, M...>) {
+  return std::array<TileFunction*, kMaxPixels>{&multiply_tile<M + 1>...};
+}
+constexpr auto kTiles = all_tiles(std::make_integer_sequence<int, kMaxPixels>());
+
+}  // namespace
+
+Int8GatherFormat int8_gather_format() {
+#if PQK_ISA_LEVEL >= 2
+  return {kLanes, 64, 4, kMaxWindowSteps, 1.9, 1.38};
+#else
+  return {kLanes, 16, 2, 1, 1, 1};
+#endif
+}
+
+void int8_gather_kernel(const Int8GatherPlan& p, const Int8ConvImages& images, int64_t row_begin,
+                        int64_t row_end) {
+  const Conv2dShape& s = p.shape;
+  const int64_t rows = row_end - row_begin, pixels = images.count * rows * s.out_width;
+  const int64_t count = (pixels + kMaxPixels - 1) / kMaxPixels;
+  Tile tile;
+  tile.row_step = s.dilation_height * images.input.row_stride;
+  for (int64_t t = 0; t < p.tiles; ++t) {
+    const int64_t first = t * kOutTile;
+    const GatherProgram* const programs = p.programs + t * kVectors;
+    PixelWalk walk(s, p.epilogue.float_output, images, row_begin, rows, 0, first);
+    // `count` tiles whose sizes differ by at most one.
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t size = pixels / count + (i < pixels % count);
+      walk.next(size, tile.input, tile.output);
+      for (int64_t v = 0; v < kVectors; ++v) {
+        kTiles[static_cast<size_t>(size - 1)](programs[v], p.epilogue.compensation + first + v * kLanes, tile,
+                                              tile.sums + v * kLanes);
+      }
+      requantize(p.epilogue, tile.sums, size, 1, first, std::min(kOutTile, s.out_channels - first),
+                 tile.output);
+    }
+  }
+}
+
+#else
+
+Int8GatherFormat int8_gather_format() { return {}; }
+
+void int8_gather_kernel(const Int8GatherPlan&, const Int8ConvImages&, int64_t, int64_t) {}
+
+#endif
+
+#include "core/isa_end.h"
