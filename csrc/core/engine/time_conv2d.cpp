@@ -22,7 +22,7 @@ class Images {
   Images(const Conv2dShape& s, const Conv2dConstants& constants, int64_t count, int64_t scratch)
       : scratch_(scratch) {
     images_.scratch = scratch_.data();
-    const int64_t in_pixel = int8_pixel_stride(s.in_channels), out_pixel = int8_pixel_stride(s.out_channels);
+    const int64_t in_pixel = constants.input_pixel_stride, out_pixel = int8_pixel_stride(s.out_channels);
     const int64_t in_row = in_pixel * (s.in_width + s.pad_left + s.pad_right),
                   out_row = out_pixel * s.out_width;
     const int64_t before = round_up(kReadable + s.pad_top * in_row + s.pad_left * in_pixel);
