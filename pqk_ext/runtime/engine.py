@@ -80,7 +80,14 @@ class Model:
             FormatError: the graph breaks a rule; ``field`` names the node and its part.
             ValueError: ``num_threads``, ``max_activation_bytes`` or ``kernels`` out of range.
         """
-        return cls(graph, num_threads=num_threads, nbytes=0, max_activation_bytes=max_activation_bytes, kernels=kernels)
+        return cls(
+            graph,
+            num_threads=num_threads,
+            nbytes=0,
+            max_activation_bytes=max_activation_bytes,
+            kernels=kernels,
+            tune=tune,
+        )
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """:meth:`run` into a new array."""

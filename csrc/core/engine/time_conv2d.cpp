@@ -10,8 +10,9 @@ namespace {
 
 constexpr int64_t kReadable = 64;         // bytes around an image, as Int8Image asks
 constexpr double kSecondsARound = 20e-6;  // long beside the clock's own time
-constexpr int kRounds = 8;
-// A candidate this much slower than the best after two rounds is not timed again.
+constexpr int kRounds = 10;
+// A candidate this much slower than the best after some rounds, of which the first is cold, is not timed again.
+constexpr int kRoundsForAll = 4;
 constexpr double kHopeless = 1.5;
 
 int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -74,7 +75,7 @@ std::map<std::string, double> time_conv2d(const Conv2dCandidates& candidates, co
   for (int round = 0; round < kRounds; ++round) {
     for (const auto& [name, packed] : candidates) {
       const auto known = least.find(name);
-      if (round >= 2 && known->second > kHopeless * best) continue;
+      if (round >= kRoundsForAll && known->second > kHopeless * best) continue;
       // The first run of each warms the caches and says how many make a round.
       const int64_t calls = round == 0 ? 1 : 1 + static_cast<int64_t>(kSecondsARound / known->second);
       const double seconds = seconds_of(*packed, memory.get(), shape.out_height, calls);
