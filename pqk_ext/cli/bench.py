@@ -11,6 +11,7 @@ import typer
 
 from pqk_ext.cli.bench_peers import check_installed, compare_peers, peers_table
 from pqk_ext.cli.bench_profile import measure
+from pqk_ext.cli.bench_roofline import check_picture, draw_roofline
 from pqk_ext.cli.options import JsonPath, Network, Threads, load_network
 from pqk_ext.cli.output import check_json, emit, table
 from pqk_ext.timing import interleaved
@@ -33,6 +34,12 @@ def bench(
     peers: Annotated[
         bool, typer.Option("--peers", help="Also ONNX Runtime and OpenVINO, those installed, on the same network.")
     ] = False,
+    roofline: Annotated[
+        Path | None,
+        typer.Option(
+            "--roofline", metavar="PICTURE", help="Also draw the layers under the machine's limits: .png, .svg."
+        ),
+    ] = None,
     json: JsonPath = None,
 ) -> None:
     """Time a file. Needs no torch.
@@ -45,6 +52,8 @@ def bench(
     check_json(json)
     if peers:
         check_installed()
+    if roofline is not None:
+        check_picture(roofline)
     networks = [load_network(path, threads=threads) for path in (file, against) if path is not None]
     generator = np.random.default_rng(0)
     inputs = [generator.standard_normal((batch, *n.input_shape)).astype(np.float32) for n in networks]
@@ -60,10 +69,13 @@ def bench(
     title = f"{networks[0].isa}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}, {rounds} rounds"
     columns = ("file", ">median us", ">least us", ">us/sample", "")
     shown = [table(title, columns, rows)]
-    if profile:
+    if profile or roofline is not None:
         layers = measure(networks[0], inputs[0])
         values |= {"profile": layers.values(), "layers": layers.layer_values()}
-        shown.append(layers.table())
+        if profile:
+            shown.append(layers.table())
+        if roofline is not None:
+            values["roofline"] = draw_roofline(layers, file, roofline)
     if peers:
         values["peers"] = compare_peers(networks[0], batch, rounds)
         shown.append(peers_table(values["peers"], title))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pqk_ext.cli.output import table
-from pqk_ext.timing import interleaved
 
 if TYPE_CHECKING:
     from pqk_ext.runtime import Model
@@ -14,8 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Profile", "measure"]
 
-_SECONDS = 0.4  # spent on the layers
-_ROUNDS = 15  # of whole calls
+_SECONDS = 0.4  # spent on the layers, and as long on whole calls
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,21 @@ def measure(network: Model, x: Any) -> Profile:
     out = alone(x)
     once = sum(seconds for _, _, seconds in alone.profile(x, 3))
     repeats = min(20000, max(20, round(_SECONDS / once)))
-    # The call before and after the layers: a machine that slows down meanwhile shows as little as can be.
-    before = interleaved([lambda: alone.run(x, out)], _ROUNDS)[0]
+    # Calls before and after the layers: a machine that slows down meanwhile shows as little as can be.
+    before = _least_seconds(lambda: alone.run(x, out), repeats // 2)
     layers = layer_times(alone.graph, alone.profile(x, repeats))
-    after = interleaved([lambda: alone.run(x, out)], _ROUNDS)[0]
-    return Profile(alone.isa, layers, min(before + after), _core.int8_peak())
+    after = _least_seconds(lambda: alone.run(x, out), repeats // 2)
+    return Profile(alone.isa, layers, min(before, after), _core.int8_peak())
+
+
+def _least_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Of single calls, as the layers are timed: means over rounds would find slower moments."""
+    least = math.inf
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        least = min(least, time.perf_counter() - started)
+    return least
 
 
 def shape_text(cost: LayerCost) -> str:
