@@ -29,7 +29,8 @@ const std::vector<Conv2dKernel>& conv2d_kernels() {
   static const std::vector<Conv2dKernel> kernels{{"depthwise3x3", pack_depthwise3x3},
                                                  {"depthwise", pack_depthwise},
                                                  {"direct", pack_direct},
-                                                 {"gather", pack_gather}};
+                                                 {"gather", pack_gather},
+                                                 {"blocks", pack_blocks}};
   return kernels;
 }
 

@@ -65,5 +65,6 @@ std::unique_ptr<PackedConv2d> pack_direct(const Conv2dShape& shape, const Conv2d
 std::unique_ptr<PackedConv2d> pack_depthwise3x3(const Conv2dShape& shape, const Conv2dConstants& constants);
 std::unique_ptr<PackedConv2d> pack_depthwise(const Conv2dShape& shape, const Conv2dConstants& constants);
 std::unique_ptr<PackedConv2d> pack_gather(const Conv2dShape& shape, const Conv2dConstants& constants);
+std::unique_ptr<PackedConv2d> pack_blocks(const Conv2dShape& shape, const Conv2dConstants& constants);
 
 }  // namespace pqk

@@ -37,9 +37,6 @@ std::unique_ptr<Step> make_step(const StepContext& context) {
 Plan::Plan(const Graph& graph, const KernelOptions& options)
     : input_numel_(graph.input().numel()), output_numel_(graph.output().numel()), isa_(isa_name(active_isa())) {
   const Layout layout(graph);
-  for (const std::unique_ptr<Step>& step : steps_) {
-    scratch_bytes_ = std::max(scratch_bytes_, step->scratch_bytes);
-  }
   fills_ = layout.fills();
   arena_bytes_ = layout.arena_bytes();
   group_ = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(1, arena_bytes_), 1, kMostImages);
@@ -56,6 +53,9 @@ Plan::Plan(const Graph& graph, const KernelOptions& options)
   if (layout.reorders_output()) {
     steps_.push_back(make_output_step({graph, layout, graph.nodes().back(), values, group_, chooser}));
     infos_.push_back({"output", steps_.back()->kernel_name()});
+  }
+  for (const std::unique_ptr<Step>& step : steps_) {
+    scratch_bytes_ = std::max(scratch_bytes_, step->scratch_bytes);
   }
   measured_ = chooser.measured();
 }
