@@ -145,9 +145,9 @@ def prepare(case: Case) -> None:
     """Makes the files of a case, which takes longer than timing it."""
     start = time.perf_counter()
     exports.pqk(case)
-    if not peers.lacking("litert_int8"):
-        exports.litert(case, "int8")
     for batch in BATCHES:
+        if not peers.lacking("litert_int8"):
+            peers.make("litert_int8", case, batch).close()
         if not peers.lacking("onnxruntime_int8"):
             exports.onnx_float(case, batch)
             exports.onnx_int8(case, batch)

@@ -35,14 +35,31 @@ IR_VERSION = 7
 HERE = Path(__file__).parent
 
 
+# What decides our own files' contents, inside the package.
+OURS = (
+    "deploy",
+    "models",
+    "nn",
+    "preparation",
+    "quant.py",
+    "runtime/format.py",
+    "runtime/graph.py",
+    "runtime/writer.py",
+)
+
+
+def _sources(ours: bool) -> Iterator[Path]:
+    yield from (HERE / name for name in ("networks.py", "exports.py", "worker.py"))
+    package = Path(pqk_ext.__file__).parent
+    for name in OURS if ours else ("models",):
+        yield from sorted((package / name).rglob("*.py")) if (package / name).is_dir() else [package / name]
+
+
 @cache
 def _digest(ours: bool) -> str:
-    """Of everything that the files depend on; our own file depends on the package too."""
-    package = Path(pqk_ext.__file__).parent
-    sources = [HERE / name for name in ("networks.py", "exports.py", "worker.py")]
-    sources += sorted(package.rglob("*.py")) + sorted(package.glob("libpqk_core*")) if ours else []
+    """Of everything that the files depend on."""
     digest = hashlib.sha256()
-    for path in sources:
+    for path in _sources(ours):
         digest.update(path.read_bytes())
     for name in ("torch", "numpy", "onnx", "onnxruntime"):
         try:

@@ -131,8 +131,9 @@ class Case:
 
     def reference(self, batch: int) -> NDArray[np.float32]:
         """torch's float output."""
+        model = self.model  # made here, not in inference mode: exporters could not trace its tensors
         with torch.inference_mode():
-            output: NDArray[np.float32] = self.model(torch.from_numpy(self.input(batch))).numpy()
+            output: NDArray[np.float32] = model(torch.from_numpy(self.input(batch))).numpy()
         return output
 
 
