@@ -1,10 +1,39 @@
 #include "core/add.h"
 
+#include "core/code_block_cpu.h"
 #include "core/numerics.h"
 
 #include "core/isa_begin.h"
 
 namespace {
+
+#if defined(PQK_X86_64)
+
+struct Term {
+  Floats zero_point, multiplier;
+
+  Term(int32_t zero_point, float multiplier)
+      : zero_point(set_floats(kFloatBias + static_cast<float>(zero_point))),
+        multiplier(set_floats(multiplier)) {}
+  Floats operator()(Floats biased) const { return multiply(subtract(biased, zero_point), multiplier); }
+};
+
+void add_run(const AddParams& p, const uint8_t* a, const uint8_t* b, uint8_t* out, int64_t count) {
+  const Term first(p.zero_point_a, p.multiplier_a), second(p.zero_point_b, p.multiplier_b);
+  const Floats bias = set_floats(p.bias);
+  const CodeRange range(p.quant_min, p.quant_max);
+  for (int64_t i = 0; i < count; i += kBlock) {
+    FloatBlock sum = biased_floats(load_bytes(a + i));
+    const FloatBlock other = biased_floats(load_bytes(b + i));
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      sum.vector[v] = add(add(first(sum.vector[v]), second(other.vector[v])), bias);
+    }
+    store_first(out + i, range.codes(sum), count - i);
+  }
+}
+
+#else
 
 void add_run(const AddParams& p, const uint8_t* a, const uint8_t* b, uint8_t* out, int64_t count) {
   const float low = static_cast<float>(p.quant_min), high = static_cast<float>(p.quant_max);
@@ -15,6 +44,8 @@ void add_run(const AddParams& p, const uint8_t* a, const uint8_t* b, uint8_t* ou
     out[i] = to_code(sum + p.bias, low, high);
   }
 }
+
+#endif
 
 }  // namespace
 

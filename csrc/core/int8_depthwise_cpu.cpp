@@ -3,6 +3,7 @@
 // same four pixels also serve the next output pixel, with weights moved by one tap.
 #include <algorithm>
 
+#include "core/code_block_cpu.h"
 #include "core/int8_requantize_cpu.h"
 
 #include "core/isa_begin.h"
@@ -10,56 +11,6 @@
 #if defined(PQK_X86_64)
 
 namespace {
-
-constexpr int64_t kBlock = kLanes * 4;  // channels
-
-#if PQK_ISA_LEVEL >= 2
-inline Ints load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
-inline void store_bytes(uint8_t* p, Ints a) { _mm512_storeu_si512(p, a); }
-inline void store_bytes(uint8_t* p, Ints a, int64_t count) {
-  _mm512_mask_storeu_epi8(p, (uint64_t{1} << count) - 1, a);
-}
-inline Ints low_bytes(Ints a, Ints b) { return _mm512_unpacklo_epi8(a, b); }
-inline Ints high_bytes(Ints a, Ints b) { return _mm512_unpackhi_epi8(a, b); }
-inline Ints low_words(Ints a, Ints b) { return _mm512_unpacklo_epi16(a, b); }
-inline Ints high_words(Ints a, Ints b) { return _mm512_unpackhi_epi16(a, b); }
-inline Ints pack_words(Ints a, Ints b) { return _mm512_packs_epi32(a, b); }
-inline Ints pack_bytes(Ints a, Ints b) { return _mm512_packus_epi16(a, b); }
-inline Ints maximum_bytes(Ints a, Ints b) { return _mm512_max_epu8(a, b); }
-inline Ints set_bytes(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
-#elif PQK_ISA_LEVEL == 1
-inline Ints load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-inline void store_bytes(uint8_t* p, Ints a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
-inline void store_bytes(uint8_t* p, Ints a, int64_t count) {
-  uint8_t bytes[sizeof(Ints)];
-  store_bytes(bytes, a);
-  memcpy(p, bytes, count);
-}
-inline Ints low_bytes(Ints a, Ints b) { return _mm256_unpacklo_epi8(a, b); }
-inline Ints high_bytes(Ints a, Ints b) { return _mm256_unpackhi_epi8(a, b); }
-inline Ints low_words(Ints a, Ints b) { return _mm256_unpacklo_epi16(a, b); }
-inline Ints high_words(Ints a, Ints b) { return _mm256_unpackhi_epi16(a, b); }
-inline Ints pack_words(Ints a, Ints b) { return _mm256_packs_epi32(a, b); }
-inline Ints pack_bytes(Ints a, Ints b) { return _mm256_packus_epi16(a, b); }
-inline Ints maximum_bytes(Ints a, Ints b) { return _mm256_max_epu8(a, b); }
-inline Ints set_bytes(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
-#else
-inline Ints load_bytes(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-inline void store_bytes(uint8_t* p, Ints a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), a); }
-inline void store_bytes(uint8_t* p, Ints a, int64_t count) {
-  uint8_t bytes[sizeof(Ints)];
-  store_bytes(bytes, a);
-  memcpy(p, bytes, count);
-}
-inline Ints low_bytes(Ints a, Ints b) { return _mm_unpacklo_epi8(a, b); }
-inline Ints high_bytes(Ints a, Ints b) { return _mm_unpackhi_epi8(a, b); }
-inline Ints low_words(Ints a, Ints b) { return _mm_unpacklo_epi16(a, b); }
-inline Ints high_words(Ints a, Ints b) { return _mm_unpackhi_epi16(a, b); }
-inline Ints pack_words(Ints a, Ints b) { return _mm_packs_epi32(a, b); }
-inline Ints pack_bytes(Ints a, Ints b) { return _mm_packus_epi16(a, b); }
-inline Ints maximum_bytes(Ints a, Ints b) { return _mm_max_epu8(a, b); }
-inline Ints set_bytes(uint8_t x) { return _mm_set1_epi8(static_cast<char>(x)); }
-#endif
 
 struct Interleaved {
   Ints vector[4];
