@@ -82,6 +82,7 @@ def test_bench_profiles_each_layer(pqk_without_torch: Pqk, network: Path, tmp_pa
     assert sum(layer["us"] for layer in layers) == pytest.approx(profile["sum_of_layers_us"])
     assert sum(layer["share"] for layer in layers) == pytest.approx(1)
     assert profile["call_us"] == pytest.approx(profile["sum_of_layers_us"] + profile["overhead_us"])
+    assert 0 < profile["empty_call_us"] < profile["call_us"]
     assert profile["macs"] == sum(layer["macs"] for layer in layers) == 2_656_768
     for layer in layers:
         assert layer["gmacs"] == pytest.approx(layer["macs"] / layer["us"] / 1e3)
