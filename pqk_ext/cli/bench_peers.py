@@ -54,7 +54,7 @@ def compare_peers(network: Model, batch: int, rounds: int) -> list[dict[str, Any
     Returns:
         For JSON, ours first: engine, mode, precision, version, median and least time in microseconds, the ratio of the
         peer's time to ours (median over the rounds) with its 95 % interval, the largest difference between the outputs
-        as a share of our largest output, and whether that is within the tolerance.
+        as a share of our largest output, the tolerance for it, and whether it is within.
     """
     import numpy as np
 
@@ -71,7 +71,8 @@ def compare_peers(network: Model, batch: int, rounds: int) -> list[dict[str, Any
         results.append(
             _result(peer.engine, peer.mode, peer.precision, its)
             | {"ratio": statistics.median(ratios), "ratio_low": low, "ratio_high": high}
-            | {"output_difference": difference, "same_network": difference <= _TOLERANCE[peer.mode]}
+            | {"output_difference": difference, "tolerance": _TOLERANCE[peer.mode]}
+            | {"same_network": difference <= _TOLERANCE[peer.mode]}
         )
     return results
 
@@ -88,8 +89,7 @@ def _row(result: dict[str, Any]) -> tuple[object, ...]:
     if "ratio" not in result:
         return (*cells, "", "", "")
     ratio = f"{result['ratio']:.2f} [{result['ratio_low']:.2f}, {result['ratio_high']:.2f}]"
-    tolerance = _TOLERANCE[result["mode"]]
-    verdict = "" if result["same_network"] else f"above {tolerance:.0%}: this input leaves the range of the codes"
+    verdict = f"{'' if result['same_network'] else 'NOT '}within {result['tolerance']:.0%}"
     return (*cells, ratio, f"{result['output_difference']:.2%}", verdict)
 
 

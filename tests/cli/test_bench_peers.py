@@ -41,6 +41,8 @@ def test_every_installed_peer_runs_the_network(
         assert 0 < peer["min_us"] <= peer["median_us"]
         assert 0 < peer["ratio_low"] <= peer["ratio"] <= peer["ratio_high"]
         assert peer["output_difference"] >= 0
+        assert peer["tolerance"] == (0.1 if peer["mode"] == "int8" else 0.3)
+        assert peer["same_network"] == (peer["output_difference"] <= peer["tolerance"])
         assert peer["engine"] in done.out
     # The same integers but for roundings; random weights magnify these.
     assert all(peer["output_difference"] < 0.5 for peer in peers if peer["mode"] == "int8")
