@@ -64,7 +64,11 @@ void int8_conv2d_batch(const Conv2dShape& shape, const Conv2dConstants& constant
                        const Parallel& parallel) {
   const int64_t outputs = shape.out_channels * shape.out_height * shape.out_width;
   if (images == 0 || outputs == 0) return;
-  const std::unique_ptr<PackedConv2d> packed = pack_conv2d(shape, constants);
+  Conv2dShape packed_shape = shape;
+  Conv2dConstants packed_constants = constants;
+  const std::vector<int8_t> reordered = taps_to_channels(constants.weight, packed_shape);
+  if (!reordered.empty()) packed_constants.weight = reordered.data();
+  const std::unique_ptr<PackedConv2d> packed = pack_conv2d(packed_shape, packed_constants);
   const int64_t workers = std::min<int64_t>(images, parallel.num_threads());
   std::vector<Scratch> scratch;
   for (int64_t i = 0; i < workers; ++i) {

@@ -1,8 +1,17 @@
 #include "core/int8_conv2d.h"
 
+#include <cmath>
+#include <cstdlib>
+
 #include "core/int8_packing.h"
 
 namespace pqk {
+
+namespace {
+
+constexpr double kSurelyInt32 = 1 << 30;  // below it float32 rounding cannot lead out of the range of int32
+
+}  // namespace
 
 PackedEpilogue::PackedEpilogue(const Conv2dConstants& constants, int64_t slots)
     : compensation_(slots), multiplier_(slots), bias_(slots) {
@@ -14,15 +23,40 @@ PackedEpilogue::PackedEpilogue(const Conv2dConstants& constants, int64_t slots)
                constants.float_output,
                constants.has_residual,
                constants.residual_multiplier,
-               constants.residual_zero_point};
+               constants.residual_zero_point,
+               constants.quant_max != 255};
 }
 
 void PackedEpilogue::set(const Conv2dConstants& constants, int64_t channel, int64_t fan_in, int64_t slot) {
   int32_t sum = 0;
-  for (int64_t i = 0; i < fan_in; ++i) sum += constants.weight[channel * fan_in + i];
+  double most = 0;  // the largest magnitude of a sum of products
+  for (int64_t i = 0; i < fan_in; ++i) {
+    const int8_t weight = constants.weight[channel * fan_in + i];
+    sum += weight;
+    most += 255.0 * std::abs(weight);
+  }
   compensation_.data()[slot] = static_cast<int32_t>(-int64_t{constants.input_zero_point} * sum);
   multiplier_.data()[slot] = constants.multiplier[channel];
   bias_.data()[slot] = constants.bias[channel];
+  const double value = most * std::abs(constants.multiplier[channel]) + std::abs(constants.bias[channel]) +
+                       (constants.has_residual ? 255.0 * std::abs(constants.residual_multiplier) : 0.0);
+  if (!(value < kSurelyInt32)) epilogue_.clamps_high = true;
+}
+
+std::vector<int8_t> taps_to_channels(const int8_t* weight, Conv2dShape& shape) {
+  const int64_t rows = shape.kernel_height, taps = shape.kernel_width;
+  if (shape.in_channels != 1 || shape.dilation_width != 1 || taps == 1) return {};
+  std::vector<int8_t> reordered(static_cast<size_t>(shape.out_channels * rows * taps));
+  for (int64_t o = 0; o < shape.out_channels; ++o) {
+    for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t x = 0; x < taps; ++x) {
+        reordered[static_cast<size_t>((o * taps + x) * rows + y)] = weight[(o * rows + y) * taps + x];
+      }
+    }
+  }
+  shape.in_channels = taps;
+  shape.kernel_width = 1;
+  return reordered;
 }
 
 const std::vector<Conv2dKernel>& conv2d_kernels() {

@@ -25,15 +25,16 @@ struct Conv2dShape {
 };
 
 // One NHWC image of u8 codes. `data` is pixel (0, 0), channel 0; around it lie at least the layer's pad_* rows
-// and pixels, filled with the zero point. pixel_stride is the channel count rounded up to a multiple of 4
-// (int8_pixel_stride); the bytes between may hold anything. At least 64 readable bytes lie before and after.
+// and pixels, filled with the zero point. pixel_stride is the channel count rounded up to a multiple of 4,
+// or 1 for one channel (int8_pixel_stride); the bytes between may hold anything. At least 64 readable bytes lie
+// before and after.
 struct Int8Image {
   uint8_t* data;
   int64_t row_stride;    // bytes from a row to the next
   int64_t pixel_stride;  // bytes from a pixel to the next
 };
 
-inline int64_t int8_pixel_stride(int64_t channels) { return (channels + 3) / 4 * 4; }
+inline int64_t int8_pixel_stride(int64_t channels) { return channels == 1 ? 1 : (channels + 3) / 4 * 4; }
 
 // The layer's constants as the file holds them.
 struct Conv2dConstants {
@@ -73,6 +74,11 @@ class PackedConv2d {
   // Memory that a run needs to work in; its content before and after is of no meaning.
   virtual int64_t scratch_bytes() const { return 0; }
 };
+
+// With one input channel a kernel row is a run of bytes: its taps become the channels of a kernel one pixel
+// wide, which fill the quads that kernels multiply. Rewrites `shape` and returns the weight in the order it
+// then asks for; an empty one where that cannot be.
+std::vector<int8_t> taps_to_channels(const int8_t* weight, Conv2dShape& shape);
 
 // A way to compute a layer. `pack` returns null for layers, or instruction sets, that the kernel is not for.
 struct Conv2dKernel {

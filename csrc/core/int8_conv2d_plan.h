@@ -28,6 +28,9 @@ struct Int8Epilogue {
   bool has_residual;
   float residual_multiplier;
   int32_t residual_zero_point;
+  // Whether values must be clamped to quant_max before they become integers: it is not 255, to which packing
+  // saturates, or a value may lie beyond the range of int32.
+  bool clamps_high;
 };
 
 // Image `index` of a run alone.
@@ -53,20 +56,12 @@ struct Int8DirectPlan {
   int64_t group_in, group_out, tiles;
   int64_t tap_quads;  // quads of one tap: group_in / 4, rounded up
   int64_t row_quads;  // quads of one kernel row
-  // With few channels the padding of pixels to 4 bytes would fill the quads with zeros. Then input rows are
-  // first copied without it, so many that `compact_rows` output rows can be computed; 0 without this step.
-  int64_t compact_rows;
   // Tiles that one kernel call computes together. The weights of panel tiles [t, t + n) of a group start at
   // tile t's place and are [ky][quad of the row][n] blocks, n being `panel` but for a group's last panel.
   int64_t panel;
   int64_t tile_bytes;  // of one tile's blocks
   const uint8_t* weight;
 };
-constexpr int64_t kCompactBytes = 16384;
-// Bytes of a compact input row, with its border.
-inline int64_t compact_row_bytes(const Conv2dShape& s) {
-  return (s.in_width + s.pad_left + s.pad_right) * s.in_channels;
-}
 
 struct Int8DirectFormat {
   WeightFormat weight;

@@ -28,16 +28,6 @@ int64_t panel_tiles(const Int8DirectPlan& plan) {
   return plan.shape.out_height * plan.shape.out_width <= 6 ? 4 : plan.tiles == 3 ? 3 : 2;
 }
 
-// Output rows for which compact input rows pay and fit their buffer.
-int64_t compact_rows(const Conv2dShape& s) {
-  const bool pays = s.groups == 1 && s.in_channels > 0 && s.in_channels < 4 && s.dilation_width == 1 &&
-                    (s.kernel_width * s.in_channels + 3) / 4 < s.kernel_width;
-  if (!pays) return 0;
-  const int64_t input_rows = kCompactBytes / compact_row_bytes(s),
-                window = s.dilation_height * (s.kernel_height - 1);
-  return input_rows <= window ? 0 : (input_rows - window - 1) / s.stride_height + 1;
-}
-
 DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& constants)
     : plan_{}, kernel_(active_int8_direct_kernel()) {
   const Int8DirectFormat format = active_int8_direct_format()();
@@ -46,9 +36,7 @@ DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   plan_.group_out = shape.out_channels / shape.groups;
   plan_.tiles = (plan_.group_out + kOutTile - 1) / kOutTile;
   plan_.tap_quads = (plan_.group_in + 3) / 4;
-  plan_.compact_rows = compact_rows(shape);
-  plan_.row_quads = plan_.compact_rows > 0 ? (shape.kernel_width * shape.in_channels + 3) / 4
-                                           : shape.kernel_width * plan_.tap_quads;
+  plan_.row_quads = shape.kernel_width * plan_.tap_quads;
   plan_.panel = std::min(format.max_panel, panel_tiles(plan_));
   pack_weight(constants.weight, format.weight);
   epilogue_ = std::make_unique<PackedEpilogue>(constants, shape.groups * plan_.tiles * kOutTile);
@@ -68,12 +56,11 @@ struct QuadSource {
 
 QuadSource quad_source(const Int8DirectPlan& plan, int64_t ky, int64_t quad) {
   const Conv2dShape& s = plan.shape;
-  const int64_t pixel_bytes = plan.compact_rows > 0 ? s.in_channels : plan.tap_quads * 4;
+  const int64_t kx = quad / plan.tap_quads, first = quad % plan.tap_quads * 4;
   QuadSource source;
   for (int64_t i = 0; i < 4; ++i) {
-    const int64_t kx = (quad * 4 + i) / pixel_bytes, c = (quad * 4 + i) % pixel_bytes;
-    const bool exists = kx < s.kernel_width && c < plan.group_in;
-    source.offset[i] = exists ? (c * s.kernel_height + ky) * s.kernel_width + kx : -1;
+    const int64_t c = first + i;
+    source.offset[i] = c < plan.group_in ? (c * s.kernel_height + ky) * s.kernel_width + kx : -1;
   }
   return source;
 }

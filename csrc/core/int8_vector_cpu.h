@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "core/int8_conv2d_plan.h"
 
@@ -132,10 +133,32 @@ inline Codes maximum(Codes a, const Codes& b) {
 inline void store_codes(uint8_t* p, const Codes& a) { memcpy(p, a.code, kOutTile); }
 inline Codes pack(const TileAccumulator& a) {
   Codes result;
-  for (int i = 0; i < kOutTile; ++i) result.code[i] = static_cast<uint8_t>(a.vector[i] < 0 ? 0 : a.vector[i]);
+  for (int i = 0; i < kOutTile; ++i)
+    result.code[i] = static_cast<uint8_t>(a.vector[i] < 0 ? 0 : a.vector[i] > 255 ? 255 : a.vector[i]);
   return result;
 }
 #endif
+
+// The first `count` codes; writes nothing behind them.
+[[gnu::noinline]] inline void store_codes(uint8_t* p, const Codes& codes, int64_t count) {
+  if (count == kOutTile) {
+    store_codes(p, codes);
+    return;
+  }
+  uint8_t bytes[kOutTile];
+  store_codes(bytes, codes);
+  const uint8_t* from = bytes;
+  const auto copy = [&](auto size) {
+    if ((count & size) == 0) return;
+    memcpy(p, from, size);
+    p += size;
+    from += size;
+  };
+  copy(std::integral_constant<int64_t, 8>());
+  copy(std::integral_constant<int64_t, 4>());
+  copy(std::integral_constant<int64_t, 2>());
+  copy(std::integral_constant<int64_t, 1>());
+}
 
 // Sums of products of four neighbouring codes (a quad, one int32 lane) with four weights, exact on every set.
 #if PQK_ISA_LEVEL >= 2

@@ -13,9 +13,6 @@ constexpr int64_t kSlack = 64;  // readable bytes before and after an image, whi
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Pixels of one channel lie side by side, so that a convolution can read the taps of a kernel row as channels.
-int64_t pixel_stride_of(int64_t channels) { return channels == 1 ? 1 : int8_pixel_stride(channels); }
-
 int64_t checked_product(int64_t a, int64_t b) {
   int64_t product;
   return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
@@ -163,7 +160,7 @@ void Layout::place_image(int value, int node) {
   buffer.border = borders_[value];
   buffer.height = shape.height;
   buffer.width = shape.width;
-  buffer.pixel_stride = pixel_stride_of(shape.channels);
+  buffer.pixel_stride = int8_pixel_stride(shape.channels);
   buffer.zero_point = shape.zero_point;
   const Border& border = buffer.border;
   const int64_t row_stride = checked_product(shape.width + border.left + border.right, buffer.pixel_stride);

@@ -42,24 +42,6 @@ Conv2dShape conv_shape(const Value& in, const Node& node) {
   return shape;
 }
 
-// With one input channel, a kernel row is a run of bytes (Layout puts no space between such pixels): its taps
-// become channels of a kernel one pixel wide, which fill the quads that kernels multiply. Returns the reordered
-// weight.
-std::vector<int8_t> taps_to_channels(const int8_t* weight, Conv2dShape& shape) {
-  const int64_t rows = shape.kernel_height, taps = shape.kernel_width;
-  std::vector<int8_t> reordered(static_cast<size_t>(shape.out_channels * rows * taps));
-  for (int64_t o = 0; o < shape.out_channels; ++o) {
-    for (int64_t y = 0; y < rows; ++y) {
-      for (int64_t x = 0; x < taps; ++x) {
-        reordered[static_cast<size_t>((o * taps + x) * rows + y)] = weight[(o * rows + y) * taps + x];
-      }
-    }
-  }
-  shape.in_channels = taps;
-  shape.kernel_width = 1;
-  return reordered;
-}
-
 Conv2dConstants constants_of(const StepContext& context) {
   const Node& node = context.node;
   Conv2dConstants constants{};
@@ -86,11 +68,8 @@ std::unique_ptr<Step> make_conv_step(const StepContext& context) {
   const Value& in = context.graph.value(context.layout.source(node.inputs[0]));
   Conv2dShape shape = node.op == Op::kConv2d ? conv_shape(in, node) : linear_shape(in, node);
   Conv2dConstants constants = constants_of(context);
-  std::vector<int8_t> reordered;
-  if (shape.in_channels == 1 && shape.dilation_width == 1 && shape.kernel_width > 1) {
-    reordered = taps_to_channels(constants.weight, shape);
-    constants.weight = reordered.data();
-  }
+  const std::vector<int8_t> reordered = taps_to_channels(constants.weight, shape);
+  if (!reordered.empty()) constants.weight = reordered.data();
   const ChosenConv2d chosen = context.chooser.choose(node.name, shape, constants, context.most_images);
   const char* const kernel = chosen.one->kernel_name();
   const int64_t products =
