@@ -1,6 +1,9 @@
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <cstdlib>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "core/int8_gather_plan.h"
@@ -39,12 +42,18 @@ class NonZeroTable {
     pixel_stride_ = stride > 0 ? stride : int8_pixel_stride(shape.in_channels);
   }
 
-  void load(int64_t first, int64_t count) {
+  // Channels of -1 have none.
+  void load(const int64_t* channels, int64_t count) {
     const Conv2dShape& s = shape_;
     const int64_t taps = s.kernel_height * s.kernel_width;
     values_.clear();
     ends_.clear();
-    for (int64_t channel = first; channel < first + count; ++channel) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t channel = channels[i];
+      if (channel < 0) {
+        ends_.resize(ends_.size() + static_cast<size_t>(s.kernel_height), values_.size());
+        continue;
+      }
       const int8_t* const weight = weight_ + channel * s.in_channels * taps;
       for (int64_t ky = 0; ky < s.kernel_height; ++ky) {
         for (int64_t kx = 0; kx < s.kernel_width; ++kx) {
@@ -61,7 +70,6 @@ class NonZeroTable {
 
   NonZeros lane(int64_t lane, int64_t ky) const {
     const size_t index = static_cast<size_t>(lane * shape_.kernel_height + ky);
-    if (index >= ends_.size()) return {nullptr, nullptr};
     return {values_.data() + (index == 0 ? 0 : ends_[index - 1]), values_.data() + ends_[index]};
   }
 
@@ -108,21 +116,22 @@ double cost(const Int8GatherFormat& format, const std::vector<Window>& windows) 
   return sum;
 }
 
+// Of lanes [first_lane, first_lane + format.lanes): windows with many steps first.
 std::vector<Window> cheapest_cover(const Int8GatherFormat& format, const Conv2dShape& shape,
                                    const NonZeroTable& table, int64_t first_lane) {
-  std::vector<Window> best, windows;
-  for (int64_t steps = 1; steps <= format.max_steps; ++steps) {
-    windows.clear();
-    for (int64_t ky = 0; ky < shape.kernel_height; ++ky) {
-      LaneNonZeros lanes{};
-      for (int64_t i = 0; i < format.lanes; ++i) lanes[static_cast<size_t>(i)] = table.lane(first_lane + i, ky);
+  std::vector<Window> all, best, windows;
+  for (int64_t ky = 0; ky < shape.kernel_height; ++ky) {
+    LaneNonZeros lanes{};
+    for (int64_t i = 0; i < format.lanes; ++i) lanes[static_cast<size_t>(i)] = table.lane(first_lane + i, ky);
+    for (int64_t steps = 1; steps <= format.max_steps; ++steps) {
+      windows.clear();
       cover_row(format, lanes, ky, steps, windows);
+      if (steps == 1 || cost(format, windows) < cost(format, best)) best.swap(windows);
     }
-    if (steps == 1 || cost(format, windows) < cost(format, best)) best.swap(windows);
+    all.insert(all.end(), best.begin(), best.end());
   }
-  std::stable_sort(best.begin(), best.end(),
-                   [](const Window& a, const Window& b) { return a.steps > b.steps; });
-  return best;
+  std::stable_sort(all.begin(), all.end(), [](const Window& a, const Window& b) { return a.steps > b.steps; });
+  return all;
 }
 
 int64_t step_bytes(const Int8GatherFormat& format) { return format.lanes * 8; }
@@ -148,6 +157,41 @@ void store_steps(const Int8GatherFormat& format, const Window& window, uint8_t* 
   }
 }
 
+int64_t fan_in_of(const Conv2dShape& shape) {
+  return shape.in_channels * shape.kernel_height * shape.kernel_width;
+}
+
+// Whether all outputs are codes that stay below 2^30 before they are clamped.
+bool codes_are_bounded(const Conv2dShape& shape, const Conv2dConstants& constants) {
+  if (constants.float_output) return false;
+  const double residual = constants.has_residual ? 255.0 * std::fabs(constants.residual_multiplier) : 0.0;
+  for (int64_t o = 0; o < shape.out_channels; ++o) {
+    const int8_t* const weight = constants.weight + o * fan_in_of(shape);
+    int64_t sum = 0;
+    for (int64_t i = 0; i < fan_in_of(shape); ++i) sum += std::abs(weight[i]);
+    const double largest = 255.0 * static_cast<double>(sum) * std::fabs(constants.multiplier[o]) + residual +
+                           std::fabs(constants.bias[o]);
+    if (!(largest < (1 << 30))) return false;
+  }
+  return true;
+}
+
+// For a panel whose lanes hold the channels `lanes`, the first of which is `first`.
+PanelOrder panel_order(const int64_t* lanes, int64_t first, int64_t channels) {
+  const int64_t tiles = (channels + kOutTile - 1) / kOutTile, vectors = tiles == 3 ? 4 : tiles;
+  PanelOrder order{};
+  for (int64_t lane = 0; lane < channels; ++lane) {
+    const int64_t channel = lanes[lane] - first;
+    order.residual[lane] = static_cast<uint8_t>(channel);
+    for (int64_t pixel = 0; pixel < kPanelTiles / vectors; ++pixel) {
+      const int64_t vector = pixel * vectors + lane / kOutTile, i = lane % kOutTile;
+      order.output[pixel * vectors * kOutTile + channel] =
+          static_cast<uint8_t>(i / 4 * 16 + vector * 4 + i % 4);
+    }
+  }
+  return order;
+}
+
 class GatherConv2d final : public PackedConv2d {
  public:
   GatherConv2d(const Conv2dShape& shape, const Conv2dConstants& constants);
@@ -157,6 +201,7 @@ class GatherConv2d final : public PackedConv2d {
   const char* kernel_name() const override { return "gather"; }
 
  private:
+  void order_channels(const Conv2dConstants& constants);
   struct Packed {
     std::vector<GatherWindow> windows;
     AlignedArray<uint8_t> steps;
@@ -168,6 +213,8 @@ class GatherConv2d final : public PackedConv2d {
   PackedEpilogue epilogue_;
   std::vector<Packed> packed_;
   std::vector<GatherProgram> programs_;
+  std::vector<int64_t> channels_;  // of the lanes of all tiles; -1 for none
+  std::vector<PanelOrder> orders_;
 };
 
 int64_t tiles_of(const Conv2dShape& shape) { return (shape.out_channels + kOutTile - 1) / kOutTile; }
@@ -177,20 +224,42 @@ GatherConv2d::GatherConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   const Int8GatherFormat format = active_int8_gather_format()();
   plan_.shape = shape;
   plan_.tiles = tiles_of(shape);
+  channels_.assign(static_cast<size_t>(plan_.tiles * kOutTile), -1);
+  std::iota(channels_.begin(), channels_.begin() + shape.out_channels, int64_t{0});
+  if (format.orders_channels && codes_are_bounded(shape, constants)) order_channels(constants);
   NonZeroTable table(shape, constants);
   for (int64_t tile = 0; tile < plan_.tiles; ++tile) {
-    const int64_t first = tile * kOutTile;
-    table.load(first, std::min(kOutTile, shape.out_channels - first));
+    table.load(channels_.data() + tile * kOutTile, kOutTile);
     for (int64_t lane = 0; lane < kOutTile; lane += format.lanes) {
       add_program(format, cheapest_cover(format, shape, table, lane));
     }
   }
-  const int64_t fan_in = shape.in_channels * shape.kernel_height * shape.kernel_width;
-  for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
-    epilogue_.set(constants, channel, fan_in, channel);
+  for (size_t slot = 0; slot < channels_.size(); ++slot) {
+    if (channels_[slot] < 0) continue;
+    epilogue_.set(constants, channels_[slot], fan_in_of(shape), static_cast<int64_t>(slot));
   }
   plan_.epilogue = epilogue_.get();
   plan_.programs = programs_.data();
+  plan_.orders = orders_.empty() ? nullptr : orders_.data();
+}
+
+// Sorts each panel's channels by their non-zeros.
+void GatherConv2d::order_channels(const Conv2dConstants& constants) {
+  const Conv2dShape& s = plan_.shape;
+  const int64_t fan_in = fan_in_of(s);
+  std::vector<int64_t> non_zeros;
+  for (int64_t o = 0; o < s.out_channels; ++o) {
+    const int8_t* const weight = constants.weight + o * fan_in;
+    non_zeros.push_back(fan_in - std::count(weight, weight + fan_in, 0));
+  }
+  for (int64_t first = 0; first < s.out_channels; first += kPanelChannels) {
+    const int64_t channels = std::min(kPanelChannels, s.out_channels - first);
+    int64_t* const lanes = channels_.data() + first;
+    std::stable_sort(lanes, lanes + channels, [&](int64_t a, int64_t b) {
+      return non_zeros[static_cast<size_t>(a)] > non_zeros[static_cast<size_t>(b)];
+    });
+    orders_.push_back(panel_order(lanes, first, channels));
+  }
 }
 
 void GatherConv2d::add_program(const Int8GatherFormat& format, const std::vector<Window>& cover) {

@@ -7,7 +7,7 @@
 
 #include "core/int8_gather_plan.h"
 #include "core/int8_pixel_walk_cpu.h"
-#include "core/int8_requantize_cpu.h"
+#include "core/int8_requantize_panel_cpu.h"
 
 #include "core/isa_begin.h"
 
@@ -40,8 +40,8 @@ constexpr int64_t kStepBytes = 2 * sizeof(Ints);
 struct Tile {
   int64_t row_step;
   const uint8_t* input[kMaxPixels];  // of the window's first tap
-  OutputPixel output[kMaxPixels];
-  alignas(64) int32_t sums[kMaxPixels * kOutTile];  // [pixel][16]
+  OutputPixel output[kMaxPixels + 3];
+  alignas(64) int32_t sums[(kMaxPixels + 3) * kPanelChannels];  // [pixel][tile][16]
 };
 
 template <int MR>
@@ -71,7 +71,8 @@ template <int Steps, int MR>
 }
 
 template <int MR>
-void multiply_tile(const GatherProgram& program, const int32_t* compensation, Tile& tile, int32_t* sums) {
+void multiply_tile(const GatherProgram& program, const int32_t* compensation, const Tile& tile, int32_t* sums,
+                   int64_t sums_step) {
   const uint8_t* input[MR];
   Sums<MR> sum;
   const Ints start = load_ints(compensation);
@@ -89,10 +90,10 @@ void multiply_tile(const GatherProgram& program, const int32_t* compensation, Ti
 #endif
   add_windows<1>(sum, input, tile.row_step, program.count[0], window, step);
 #pragma GCC unroll 16
-  for (int m = 0; m < MR; ++m) store_ints(sums + m * kOutTile, sum.of[m]);
+  for (int m = 0; m < MR; ++m) store_ints(sums + m * sums_step, sum.of[m]);
 }
 
-using TileFunction = void(const GatherProgram&, const int32_t*, Tile&, int32_t*);
+using TileFunction = void(const GatherProgram&, const int32_t*, const Tile&, int32_t*, int64_t);
 
 template <int... M>
 constexpr auto all_tiles(std::integer_sequence<int, M...>) {
@@ -100,13 +101,37 @@ constexpr auto all_tiles(std::integer_sequence<int, M...>) {
 }
 constexpr auto kTiles = all_tiles(std::make_integer_sequence<int, kMaxPixels>());
 
+// Tiles [first, first + tiles) of output channels.
+inline void multiply_panel(const Int8GatherPlan& p, int64_t first, int64_t tiles, int64_t pixels, Tile& tile) {
+  TileFunction* const multiply = kTiles[static_cast<size_t>(pixels - 1)];
+  for (int64_t v = 0; v < tiles * kVectors; ++v) {
+    multiply(p.programs[first * kVectors + v], p.epilogue.compensation + first * kOutTile + v * kLanes, tile,
+             tile.sums + v * kLanes, tiles * kOutTile);
+  }
+}
+
+inline void requantize_tile(const Int8GatherPlan& p, int64_t first, int64_t tiles, int64_t pixels, Tile& tile) {
+  const int64_t channel = first * kOutTile,
+                channels = std::min(tiles * kOutTile, p.shape.out_channels - channel);
+#if PQK_ISA_LEVEL >= 2
+  if (p.orders != nullptr) {
+    alignas(64) uint8_t nowhere[64];
+    for (int64_t m = pixels; m < pixels + 3; ++m) tile.output[m] = {tile.output[0].residual, nowhere};
+    requantize_panel(p.epilogue, p.orders[first / kPanelTiles], tile.sums, pixels, tiles, channel, channels,
+                     tile.output);
+    return;
+  }
+#endif
+  requantize(p.epilogue, tile.sums, pixels, tiles, channel, channels, tile.output);
+}
+
 }  // namespace
 
 Int8GatherFormat int8_gather_format() {
 #if PQK_ISA_LEVEL >= 2
-  return {kLanes, 64, 4, kMaxWindowSteps, 1.9, 1.38};
+  return {kLanes, 64, 4, kMaxWindowSteps, 2.2, 1.38, true};
 #else
-  return {kLanes, 16, 2, 1, 1, 1};
+  return {kLanes, 16, 2, 1, 1, 1, false};
 #endif
 }
 
@@ -117,20 +142,15 @@ void int8_gather_kernel(const Int8GatherPlan& p, const Int8ConvImages& images, i
   const int64_t count = (pixels + kMaxPixels - 1) / kMaxPixels;
   Tile tile;
   tile.row_step = s.dilation_height * images.input.row_stride;
-  for (int64_t t = 0; t < p.tiles; ++t) {
-    const int64_t first = t * kOutTile;
-    const GatherProgram* const programs = p.programs + t * kVectors;
-    PixelWalk walk(s, p.epilogue.float_output, images, row_begin, rows, 0, first);
+  for (int64_t first = 0; first < p.tiles; first += kPanelTiles) {
+    const int64_t tiles = std::min(kPanelTiles, p.tiles - first);
+    PixelWalk walk(s, p.epilogue.float_output, images, row_begin, rows, 0, first * kOutTile);
     // `count` tiles whose sizes differ by at most one.
     for (int64_t i = 0; i < count; ++i) {
       const int64_t size = pixels / count + (i < pixels % count);
       walk.next(size, tile.input, tile.output);
-      for (int64_t v = 0; v < kVectors; ++v) {
-        kTiles[static_cast<size_t>(size - 1)](programs[v], p.epilogue.compensation + first + v * kLanes, tile,
-                                              tile.sums + v * kLanes);
-      }
-      requantize(p.epilogue, tile.sums, size, 1, first, std::min(kOutTile, s.out_channels - first),
-                 tile.output);
+      multiply_panel(p, first, tiles, size, tile);
+      requantize_tile(p, first, tiles, size, tile);
     }
   }
 }

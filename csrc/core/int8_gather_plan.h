@@ -29,10 +29,21 @@ struct GatherProgram {
   int64_t count[kMaxWindowSteps];  // windows of 1, 2, ... steps
 };
 
+// Channels that are requantized and stored together: 64 codes, a vector's.
+constexpr int64_t kPanelTiles = 4, kPanelChannels = kPanelTiles * kOutTile;
+
+// Where the channels of a panel lie among its lanes, so that channels with like numbers of non-zeros share
+// vectors. `tiles` is 4 for a panel of three tiles.
+struct alignas(64) PanelOrder {
+  uint8_t output[64];    // of byte i of the codes, [pixel][channel]: where packing the vectors leaves it
+  uint8_t residual[64];  // of lane i of the panel: its channel
+};
+
 struct Int8GatherPlan {
   Conv2dShape shape;
   Int8Epilogue epilogue;
   int64_t tiles;                  // of kOutTile output channels
+  const PanelOrder* orders;       // of panels of kPanelTiles tiles; null where channels lie in their own order
   const GatherProgram* programs;  // [tile][vector of the tile]
 };
 
@@ -45,6 +56,7 @@ struct Int8GatherFormat {
   int64_t max_steps;  // of a window
   // What a window costs: the longer of its loads and its multiply-adds, in any unit.
   double load_cost, step_cost;
+  bool orders_channels;
 };
 using Int8GatherKernel = void(const Int8GatherPlan&, const Int8ConvImages&, int64_t row_begin, int64_t row_end);
 using Int8GatherFormatOf = Int8GatherFormat();

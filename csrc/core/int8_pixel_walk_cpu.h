@@ -42,22 +42,22 @@ class PixelWalk {
 
   // The addresses of the next `count` pixels: of the first tap in the input, and of the outputs.
   void next(int64_t count, const uint8_t** inputs, OutputPixel* outputs) {
-    for (int64_t m = 0; m < count; ++m) {
-      inputs[m] = input_.at;
-      outputs[m] = {residual_.at, output_.at};
-      input_.at += input_.step;
-      residual_.at += residual_.step;
-      output_.at += output_.step;
-      if (--left_ > 0) continue;
-      left_ = width_;
-      input_.at += input_.wrap;
-      residual_.at += residual_.wrap;
-      output_.at += output_.wrap;
-      if (--rows_left_ > 0) continue;
-      rows_left_ = rows_;
-      input_.at += input_.next_image;
-      residual_.at += residual_.next_image;
-      output_.at += output_.next_image;
+    while (count > 0) {
+      const int64_t line = count < left_ ? count : left_;
+      for (int64_t m = 0; m < line; ++m) {
+        inputs[m] = input_.at + m * input_.step;
+        outputs[m] = {residual_.at + m * residual_.step, output_.at + m * output_.step};
+      }
+      inputs += line;
+      outputs += line;
+      count -= line;
+      left_ -= line;
+      const bool next_row = left_ == 0, next_image = next_row && --rows_left_ == 0;
+      if (next_row) left_ = width_;
+      if (next_image) rows_left_ = rows_;
+      input_.advance(line, next_row, next_image);
+      residual_.advance(line, next_row, next_image);
+      output_.advance(line, next_row, next_image);
     }
   }
 
@@ -68,6 +68,9 @@ class PixelWalk {
     Line(Byte* first, int64_t pixel, int64_t row, int64_t width)
         : at(first), step(pixel), wrap(row - width * pixel) {}
     void set_image(int64_t image, int64_t row, int64_t rows) { next_image = image - rows * row; }
+    void advance(int64_t pixels, bool row, bool image) {
+      at += pixels * step + (row ? wrap : 0) + (image ? next_image : 0);
+    }
     Byte* at = nullptr;
     int64_t step = 0;        // to the next pixel
     int64_t wrap = 0;        // from behind the last pixel of a row to the next row
