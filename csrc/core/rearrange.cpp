@@ -3,6 +3,30 @@
 #include <cstring>
 
 namespace pqk {
+namespace {
+
+// A pixel's channels: few bytes, for which a call of memcpy takes longer than the copy.
+inline void copy_codes(uint8_t* to, const uint8_t* from, int64_t count) {
+  constexpr int64_t kStep = 16;
+  if (count < kStep) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+    return;
+  }
+  for (int64_t i = 0; i < count - kStep; i += kStep) std::memcpy(to + i, from + i, kStep);
+  std::memcpy(to + count - kStep, from + count - kStep, kStep);  // may overlap the last step
+}
+
+inline void fill_codes(uint8_t* to, uint8_t code, int64_t count) {
+  constexpr int64_t kStep = 16;
+  if (count < kStep) {
+    for (int64_t i = 0; i < count; ++i) to[i] = code;
+    return;
+  }
+  for (int64_t i = 0; i < count - kStep; i += kStep) std::memset(to + i, code, kStep);
+  std::memset(to + count - kStep, code, kStep);
+}
+
+}  // namespace
 
 void slice_rows(const SliceParams& p, const Int8Image& input, const Int8Image& output, int64_t row_begin,
                 int64_t row_end) {
@@ -12,7 +36,7 @@ void slice_rows(const SliceParams& p, const Int8Image& input, const Int8Image& o
     uint8_t* out = output.data + y * output.row_stride;
     for (int64_t x = 0; x < p.width; ++x, in += p.step[2] * input.pixel_stride, out += output.pixel_stride) {
       if (p.step[0] == 1) {
-        std::memcpy(out, in, static_cast<size_t>(p.channels));
+        copy_codes(out, in, p.channels);
       } else {
         for (int64_t c = 0; c < p.channels; ++c) out[c] = in[c * p.step[0]];
       }
@@ -26,11 +50,11 @@ void pad_rows(const PadParams& p, const Int8Image& input, const Int8Image& outpu
     const int64_t in_y = y - p.before[1];
     for (int64_t x = 0; x < p.out_width; ++x) {
       uint8_t* out = output.data + y * output.row_stride + x * output.pixel_stride;
-      std::memset(out, p.zero_point, static_cast<size_t>(p.out_channels));
+      fill_codes(out, p.zero_point, p.out_channels);
       const int64_t in_x = x - p.before[2];
       if (in_y < 0 || in_y >= p.height || in_x < 0 || in_x >= p.width) continue;
-      std::memcpy(out + p.before[0], input.data + in_y * input.row_stride + in_x * input.pixel_stride,
-                  static_cast<size_t>(p.channels));
+      copy_codes(out + p.before[0], input.data + in_y * input.row_stride + in_x * input.pixel_stride,
+                 p.channels);
     }
   }
 }
@@ -41,7 +65,7 @@ void copy_channels(int64_t channels, int64_t width, int64_t at, const Int8Image&
     const uint8_t* in = input.data + y * input.row_stride;
     uint8_t* out = output.data + y * output.row_stride + at;
     for (int64_t x = 0; x < width; ++x, in += input.pixel_stride, out += output.pixel_stride) {
-      std::memcpy(out, in, static_cast<size_t>(channels));
+      copy_codes(out, in, channels);
     }
   }
 }
