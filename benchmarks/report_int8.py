@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from markdown import Document, ceilings, duration, folded, ratio, table
 
+SHORTEST_US = 0.5
+
 
 def dense_table(document: Document) -> list[str]:
     rows = [
@@ -29,8 +31,10 @@ def sparse_table(document: Document) -> list[str]:
 
 
 def choices(document: Document) -> str:
-    """How much the choice of kernels loses, in one sentence."""
-    lost = [row["lost_by_choice"] for row in document["sparse"].values()]
+    """How much the choice of kernels loses, in one sentence; of layers for which the clock is fine enough."""
+    lost = [row["lost_by_choice"] for row in document["sparse"].values() if row["us"] >= SHORTEST_US]
+    if not lost:
+        return ""
     wrong = sum(value > 0.05 for value in lost)
     return (
         f"In {len(lost) - wrong} of {len(lost)} cases the kernel that was chosen is within 5 % of the fastest one; "
@@ -57,8 +61,11 @@ def section(document: Document) -> list[str]:
         lines += [*folded(f"{len(rows) - 2} dense layers", rows), ""]
     if document.get("sparse"):
         rows = sparse_table(document)
-        text = "Times as fast as dense, in brackets the executed share of the peak (blocks that are not all zero):"
-        lines += [text + " " + choices(document), "", *folded(f"{len(rows) - 2} lines of layers with zeros", rows), ""]
+        text = (
+            "With zeros: times as fast as dense, in brackets the share of the peak that products of non-zeros (kernel "
+            "`gather`), of blocks with a non-zero (`blocks`) or all (`direct`) reach. "
+        )
+        lines += [text + choices(document), "", *folded(f"{len(rows) - 2} lines of layers with zeros", rows), ""]
     if document.get("sparse") and len(rows := fbgemm_sparse_table(document)) > 2:
         lines += [*folded(f"{len(rows) - 2} comparisons with FBGEMM's sparse product", rows), ""]
     return lines[:-1]

@@ -77,6 +77,13 @@ def versus(ours: list[float], theirs: list[float]) -> dict[str, float]:
     return {"us": min(theirs) * 1e6, "ratio": statistics.median(ratios), "ratio_low": low, "ratio_high": high}
 
 
+def executed(kernel: str, codes: layers.Codes) -> float:
+    """Share of the dense products that the kernel computes, at least: all, whole blocks, or those of non-zeros."""
+    if kernel == "direct":
+        return 1.0
+    return layers.block_density(codes) if kernel == "blocks" else float((codes != 0).mean())
+
+
 def chosen_kernel(model: Model) -> str:
     return dict(model.kernels)[layers.NODE]
 
@@ -119,14 +126,14 @@ def measure_sparse(layer: Layer, pattern: str, density: float, peak: float) -> R
     if layer.is_matrix_product:
         who["fbgemm_sparse"] = call_seconds(layers.fbgemm_sparse(layer, codes))
     times = interleave(who, rounds=7)
-    seconds, blocks = min(times["pqk"]), layers.block_density(codes)
+    seconds, kernel = min(times["pqk"]), chosen_kernel(chosen)
     by_kernel = {name.split()[1]: min(values) * 1e6 for name, values in times.items() if name.startswith("kernel ")}
     row: Row = {
         "us": seconds * 1e6,
-        "kernel": chosen_kernel(chosen),
+        "kernel": kernel,
         "weights": float((codes != 0).mean()),
-        "blocks": blocks,
-        "executed_share": layer.macs * (1 if chosen_kernel(chosen) == "direct" else blocks) / seconds / peak,
+        "blocks": layers.block_density(codes),
+        "executed_share": layer.macs * executed(kernel, codes) / seconds / peak,
         "kernels_us": by_kernel,
         "lost_by_choice": seconds * 1e6 / min(by_kernel.values()) - 1 if by_kernel else 0.0,
         "dense": versus(times["pqk"], times["dense"]),
