@@ -84,6 +84,51 @@ def test_contest_finds_the_best_peer() -> None:
     assert len(outcome.peers["slow"].seconds) == 2  # hopeless: not timed again
 
 
+def test_one_row_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, report = load("bench_nets"), load("report_nets")
+    monkeypatch.setenv("PQK_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(bench.peers, "PEERS", {"torch_eager": bench.peers.PEERS["torch_eager"]})
+    found = bench.measure(bench.Case("resnet8", "1x4"), 2, 0.0)
+    assert found["best"] == "torch_eager"
+    assert not found["failed"]
+    assert found["peers"]["torch_eager"]["difference"] == 0
+    assert 0 < found["pqk"]["difference"] < 0.2
+    assert found["pqk"]["bytes"] == next(tmp_path.rglob("net.pqk")).stat().st_size
+    assert sum(found["pqk"]["kernels"].values()) > 10
+    text = "\n".join(report.section({"rows": {"resnet8/2/1x4": found}}))
+    assert "| ResNet-8, 2 | " in text
+    assert "torch, " in text
+
+
+def test_a_wrong_peer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = load("bench_nets")
+
+    class Wrong(bench.peers.InProcess):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(lambda: None, lambda: np.zeros((1, 10), np.float32))
+
+    def crash(case: Any, batch: int) -> Any:
+        raise RuntimeError("no such thing")
+
+    peers = {"wrong_int8": (lambda case, batch: Wrong(), (), None), "crashes_f32": (crash, (), None)}
+    monkeypatch.setattr(bench.peers, "PEERS", peers | {"lacks_f32": (crash, ("no_such_module",), None)})
+    engines, failed = bench.load_peers(bench.Case("resnet8", "dense"), 1)
+    assert engines == {}
+    assert failed == {
+        "wrong_int8": "its output is 100.0% from torch's",
+        "crashes_f32": "RuntimeError: no such thing",
+    }
+
+
+def test_worker_answers_after_an_error() -> None:
+    worker = load("workers").Worker(sys.executable)
+    with worker.process:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="worker: time: KeyError: 5"):
+                worker.ask("time", key=5, calls=1)
+        worker.process.stdin.close()
+
+
 def test_results_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paired = load("paired")
     monkeypatch.setattr(paired, "RESULTS", tmp_path)

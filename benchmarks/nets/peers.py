@@ -220,7 +220,7 @@ def make(peer: str, case: Case, batch: int) -> Engine:
 
 def versions() -> dict[str, str]:
     """Of every peer that is installed."""
-    found = {"torch": torch.__version__}
+    found: dict[str, str] = {"torch": str(torch.__version__)}
     for name in ("onnxruntime", "openvino"):
         if importlib.util.find_spec(name) is not None:
             found[name] = importlib.metadata.version(name)
