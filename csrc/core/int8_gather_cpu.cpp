@@ -58,6 +58,15 @@ template <int Steps, int MR>
 #pragma GCC unroll 1
   for (; window != end; ++window) {
     const int64_t offset = window->row * row_step + window->column;
+    if constexpr (Steps == 1) {
+      const Ints index = load_step(step), weight = load_step(step + sizeof(Ints));
+      step += kStepBytes;
+#pragma GCC unroll 16
+      for (int m = 0; m < MR; ++m) {
+        sum.of[m] = add_step(sum.of[m], load_window(input[m] + offset), index, weight);
+      }
+      continue;
+    }
     Bytes bytes[MR];
 #pragma GCC unroll 16
     for (int m = 0; m < MR; ++m) bytes[m] = load_window(input[m] + offset);

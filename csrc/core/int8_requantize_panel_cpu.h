@@ -56,8 +56,8 @@ template <int Tiles>
     alignas(64) uint8_t bytes[64];
     _mm512_store_si512(bytes, codes);
     for (int m = 0; m < Shape::kPixels; ++m) memcpy(output[m].output, bytes + m * Shape::kBytes, channels);
-  } else if constexpr (Shape::kPixels == 1) {
-    _mm512_storeu_si512(output[0].output, codes);
+  } else if (output[Shape::kPixels - 1].output == output[0].output + 64 - Shape::kBytes) {
+    _mm512_storeu_si512(output[0].output, codes);  // the pixels are neighbours
   } else if constexpr (Shape::kPixels == 2) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(output[0].output), _mm512_castsi512_si256(codes));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(output[1].output), _mm512_extracti64x4_epi64(codes, 1));
