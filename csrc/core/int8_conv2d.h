@@ -70,6 +70,13 @@ class PackedConv2d {
   virtual ~PackedConv2d() = default;
   // Computes output rows [row_begin, row_end) of every image.
   virtual void run(const Int8ConvImages& images, int64_t row_begin, int64_t row_end) const = 0;
+  // The output channels come in panels that can be computed apart, for threads that share an image of few rows.
+  virtual int64_t panels() const { return 1; }
+  // Rows [row_begin, row_end) of panels [panel_begin, panel_end) only.
+  virtual void run_panels(const Int8ConvImages& images, int64_t row_begin, int64_t row_end,
+                          [[maybe_unused]] int64_t panel_begin, [[maybe_unused]] int64_t panel_end) const {
+    run(images, row_begin, row_end);
+  }
   virtual const char* kernel_name() const = 0;
   // Memory that a run needs to work in; its content before and after is of no meaning.
   virtual int64_t scratch_bytes() const { return 0; }

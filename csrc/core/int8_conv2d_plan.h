@@ -48,6 +48,19 @@ inline Int8ConvImages one_image(const Int8ConvImages& images, int64_t index, Int
   return one;
 }
 
+// The same run seen from output channel `channel` on.
+inline Int8ConvImages from_channel(const Int8ConvImages& images, int64_t channel, Int8Image* residual) {
+  Int8ConvImages moved = images;
+  if (images.output.data != nullptr) moved.output.data += channel;
+  if (images.float_output != nullptr) moved.float_output += channel;
+  if (images.residual != nullptr) {
+    *residual = *images.residual;
+    residual->data += channel;
+    moved.residual = residual;
+  }
+  return moved;
+}
+
 struct Int8DirectPlan {
   Conv2dShape shape;
   Int8Epilogue epilogue;

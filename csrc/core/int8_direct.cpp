@@ -11,6 +11,11 @@ class DirectConv2d final : public PackedConv2d {
   void run(const Int8ConvImages& images, int64_t row_begin, int64_t row_end) const override {
     kernel_(plan_, images, row_begin, row_end);
   }
+  int64_t panels() const override {
+    return plan_.shape.groups == 1 ? (plan_.tiles + plan_.panel - 1) / plan_.panel : 1;
+  }
+  void run_panels(const Int8ConvImages& images, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+                  int64_t panel_end) const override;
   const char* kernel_name() const override { return "direct"; }
 
  private:
@@ -46,6 +51,24 @@ DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
     epilogue_->set(constants, channel, fan_in, group * plan_.tiles * kOutTile + channel % plan_.group_out);
   }
   plan_.epilogue = epilogue_->get();
+}
+
+void DirectConv2d::run_panels(const Int8ConvImages& images, int64_t row_begin, int64_t row_end,
+                              int64_t panel_begin, int64_t panel_end) const {
+  if (panel_begin == 0 && panel_end == panels()) {
+    run(images, row_begin, row_end);
+    return;
+  }
+  const int64_t tile = panel_begin * plan_.panel, channel = tile * kOutTile;
+  Int8DirectPlan part = plan_;
+  part.tiles = std::min(panel_end * plan_.panel, plan_.tiles) - tile;
+  part.group_out = std::min(part.tiles * kOutTile, plan_.group_out - channel);
+  part.weight += tile * plan_.tile_bytes;
+  part.epilogue.compensation += channel;
+  part.epilogue.multiplier += channel;
+  part.epilogue.bias += channel;
+  Int8Image residual;
+  kernel_(part, from_channel(images, channel, &residual), row_begin, row_end);
 }
 
 // Where the weights of the four codes of a quad lie among one output channel's weights; -1 where a code has

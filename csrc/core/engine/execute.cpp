@@ -98,7 +98,7 @@ int64_t Engine::run(const float* input, float* output, int64_t batch) const {
   if (batch <= 0) return -1;
   if (num_threads() > 1) {
     return batch >= num_threads() ? run_images_parallel(input, output, batch)
-                                  : run_rows_parallel(input, output, batch);
+                                  : run_parts_parallel(input, output, batch);
   }
   const Lease lease(*this);
   return run_images(input, output, 0, batch, *lease);
@@ -109,7 +109,7 @@ int64_t Engine::run_images(const float* input, float* output, int64_t begin, int
   for (int64_t first = begin; first < end; first += plan_.group()) {
     const Frame frame = workspace.frame(input, output, first, std::min(plan_.group(), end - first));
     for (const std::unique_ptr<Step>& step : plan_.steps()) {
-      const int64_t nan = step->run(frame, 0, step->rows);
+      const int64_t nan = step->run(frame, 0, step->parts);
       if (nan >= 0) return first * plan_.input_numel() + nan;
     }
   }
@@ -132,9 +132,9 @@ int64_t Engine::run_images_parallel(const float* input, float* output, int64_t b
   return first_nan;
 }
 
-// One image after the other, the rows of its large layers spread over the threads. A thread that needs scratch
+// One image after the other, the parts of its large layers spread over the threads. A thread that needs scratch
 // memory takes that of a workspace of its own.
-int64_t Engine::run_rows_parallel(const float* input, float* output, int64_t batch) const {
+int64_t Engine::run_parts_parallel(const float* input, float* output, int64_t batch) const {
   const Lease lease(*this);
   std::atomic<bool> out_of_memory{false};
   const auto run_with_scratch = [&](const Step& step, Frame frame, int64_t begin, int64_t end) {
@@ -151,7 +151,7 @@ int64_t Engine::run_rows_parallel(const float* input, float* output, int64_t bat
     const Frame frame = (*lease).frame(input, output, image, 1);
     for (const std::unique_ptr<Step>& step : plan_.steps()) {
       std::atomic<int64_t> first_nan{-1};
-      pool_(step->rows, step->grain, [&](int64_t begin, int64_t end) {
+      pool_(step->parts, step->grain, [&](int64_t begin, int64_t end) {
         lower(first_nan, step->scratch_bytes > 0 ? run_with_scratch(*step, frame, begin, end)
                                                  : step->run(frame, begin, end));
       });
@@ -172,7 +172,7 @@ std::vector<double> Engine::profile(const float* input, int repeats) const {
     for (size_t s = 0; s < least.size(); ++s) {
       const Step& step = *plan_.steps()[s];
       const Clock::time_point start = Clock::now();
-      step.run(frame, 0, step.rows);
+      step.run(frame, 0, step.parts);
       least[s] = std::min(least[s], std::chrono::duration<double>(Clock::now() - start).count());
     }
   }

@@ -16,13 +16,13 @@ class Step {
  public:
   explicit Step(const char* kernel) : kernel_(kernel) {}
   virtual ~Step() = default;
-  // Computes rows [begin, end) of the output of every image of the frame. Returns -1, or the index of the first
-  // NaN in the graph's inputs.
+  // Computes parts [begin, end) of the output of every image of the frame: rows, or what else the step divides
+  // its work into. Returns -1, or the index of the first NaN in the graph's inputs.
   virtual int64_t run(const Frame& frame, int64_t begin, int64_t end) const = 0;
   const char* kernel_name() const { return kernel_; }
 
-  int64_t rows = 1;
-  int64_t grain = 1;          // fewest rows that are worth a thread
+  int64_t parts = 1;
+  int64_t grain = 1;          // fewest parts that are worth a thread
   int64_t scratch_bytes = 0;  // of Frame::scratch that a run uses
 
  private:
@@ -33,9 +33,9 @@ class Step {
 inline constexpr int64_t kProductsPerThread = 400000;
 inline constexpr int64_t kBytesPerThread = 65536;
 
-// A Step from a function of (frame, row begin, row end) that owns what it needs and computes all images.
+// A Step from a function of (frame, first part, last part) that owns what it needs and computes all images.
 template <class Body>
-std::unique_ptr<Step> batch_step_of(const char* kernel, int64_t rows, int64_t work, int64_t work_per_thread,
+std::unique_ptr<Step> batch_step_of(const char* kernel, int64_t parts, int64_t work, int64_t work_per_thread,
                                     Body body) {
   class BodyStep final : public Step {
    public:
@@ -53,16 +53,16 @@ std::unique_ptr<Step> batch_step_of(const char* kernel, int64_t rows, int64_t wo
     Body body_;
   };
   auto step = std::make_unique<BodyStep>(kernel, std::move(body));
-  step->rows = rows;
-  step->grain = std::clamp<int64_t>(work_per_thread / std::max<int64_t>(1, work / rows), 1, rows);
+  step->parts = parts;
+  step->grain = std::clamp<int64_t>(work_per_thread / std::max<int64_t>(1, work / parts), 1, parts);
   return step;
 }
 
 // The same from a function that computes the one image of its frame.
 template <class Body>
-std::unique_ptr<Step> step_of(const char* kernel, int64_t rows, int64_t work, int64_t work_per_thread,
+std::unique_ptr<Step> step_of(const char* kernel, int64_t parts, int64_t work, int64_t work_per_thread,
                               Body body) {
-  return batch_step_of(kernel, rows, work, work_per_thread,
+  return batch_step_of(kernel, parts, work, work_per_thread,
                        [body = std::move(body)](const Frame& frame, int64_t begin, int64_t end) -> int64_t {
                          for (int64_t i = 0; i < frame.images; ++i) {
                            if constexpr (std::is_void_v<decltype(body(frame, begin, end))>) {

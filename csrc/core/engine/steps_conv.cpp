@@ -61,6 +61,22 @@ Conv2dConstants constants_of(const StepContext& context) {
   return constants;
 }
 
+// Parts [begin, end) of one image's output, counted through the rows of panel after panel.
+void run_parts(const PackedConv2d& packed, const Int8ConvImages& images, int64_t rows, int64_t begin,
+               int64_t end) {
+  while (begin < end) {
+    const int64_t panel = begin / rows, row = begin % rows, panels = (end - begin) / rows;
+    if (row == 0 && panels > 0) {
+      packed.run_panels(images, 0, rows, panel, panel + panels);
+      begin += panels * rows;
+    } else {
+      const int64_t last = std::min(rows, row + end - begin);
+      packed.run_panels(images, row, last, panel, panel + 1);
+      begin += last - row;
+    }
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<Step> make_conv_step(const StepContext& context) {
@@ -77,8 +93,8 @@ std::unique_ptr<Step> make_conv_step(const StepContext& context) {
   const bool codes = node.value.dtype == DType::kU8, residual = node.inputs.size() == 2;
   const int64_t scratch_bytes = std::max(chosen.one->scratch_bytes(), chosen.many->scratch_bytes());
   std::unique_ptr<Step> step = batch_step_of(
-      kernel, shape.out_height, products, kProductsPerThread,
-      [chosen, codes, residual, input = context.in_image(),
+      kernel, shape.out_height * chosen.one->panels(), products, kProductsPerThread,
+      [chosen, codes, residual, rows = shape.out_height, input = context.in_image(),
        other = residual ? context.in_image(1) : ImageSlot{}, output = codes ? context.out_image() : ImageSlot{},
        floats = codes ? FloatSlot{} : context.out_floats()](const Frame& frame, int64_t begin, int64_t end) {
         const Int8Image added = other.at(frame);
@@ -92,7 +108,11 @@ std::unique_ptr<Step> make_conv_step(const StepContext& context) {
         images.count = frame.images;
         images.step = frame.arena_step;
         images.scratch = frame.scratch;
-        (images.count == 1 ? chosen.one : chosen.many)->run(images, begin, end);
+        if (images.count == 1) {
+          run_parts(*chosen.one, images, rows, begin, end);
+        } else {
+          chosen.many->run(images, 0, rows);  // frames of several images are not divided
+        }
       });
   step->scratch_bytes = scratch_bytes;
   return step;
