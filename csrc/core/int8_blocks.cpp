@@ -12,6 +12,8 @@ namespace {
 
 // The scratch memory of a panel should leave the weights room in the first-level cache.
 constexpr int64_t kPanelBytes = 40 << 10;
+// From the second-level cache, few vectors a block cost more than their lines' way.
+constexpr int64_t kMostPanelBytes = 400 << 10;
 // Layers that need more are not worth it: their codes would come from memory.
 constexpr int64_t kMostScratchBytes = 4 << 20;
 
@@ -26,22 +28,26 @@ struct Lines {
   }
 };
 
-// A stream for every tap.
-Lines lines_of_taps(const Conv2dShape& s, int64_t vectors) {
+// Appends a stream with its copies.
+void add_stream(const Conv2dShape& s, Int8BlocksStream stream, Lines& lines) {
+  stream.first_line = lines.lines;
+  lines.streams.push_back(stream);
+  lines.lines += s.kernel_width * stream.lines;
+}
+
+// A stream for every kernel row.
+Lines lines_of_positions(const Conv2dShape& s, int64_t vectors) {
   Lines result;
   result.vectors = vectors;
   for (int64_t ky = 0; ky < s.kernel_height; ++ky) {
-    for (int64_t kx = 0; kx < s.kernel_width; ++kx) {
-      result.streams.push_back({ky * s.dilation_height, kx * s.dilation_width, result.lines, 0});
-      result.tap_line.push_back(result.lines);
-      result.lines += vectors;
-    }
+    for (int64_t kx = 0; kx < s.kernel_width; ++kx) result.tap_line.push_back(result.lines + kx * vectors);
+    add_stream(s, {ky * s.dilation_height, 0, vectors, 0}, result);
   }
   return result;
 }
 
-// A stream for all taps of a column whose distance is whole strides and whole lines. Returns one without
-// streams where positions of at most `vectors` lines are not whole rows.
+// A stream for all kernel rows whose distance is whole strides and whole lines. Returns one without streams
+// where at most `vectors` lines of positions are not whole rows.
 Lines lines_of_rows(const Conv2dShape& s, int64_t vectors, int64_t lanes) {
   const int64_t unit = lanes / std::gcd(lanes, s.out_width);  // rows that fill whole lines
   const int64_t rows = std::min(s.out_height, vectors * lanes / s.out_width) / unit * unit;
@@ -49,104 +55,93 @@ Lines lines_of_rows(const Conv2dShape& s, int64_t vectors, int64_t lanes) {
   if (rows == 0) return result;
   result.panel_rows = rows;
   result.vectors = rows * s.out_width / lanes;
-  for (int64_t kx = 0; kx < s.kernel_width; ++kx) {
-    std::vector<int64_t> line_of_ky(s.kernel_height, -1);
-    for (int64_t ky = 0; ky < s.kernel_height; ++ky) {
-      if (line_of_ky[ky] >= 0) continue;
-      int64_t more = 0;
-      for (int64_t other = ky; other < s.kernel_height; ++other) {
-        const int64_t distance = (other - ky) * s.dilation_height;
-        if (distance % s.stride_height != 0 || distance / s.stride_height % unit != 0) continue;
-        more = distance / s.stride_height;
-        line_of_ky[other] = result.lines + more * s.out_width / lanes;
-      }
-      result.streams.push_back({ky * s.dilation_height, kx * s.dilation_width, result.lines, more});
-      if ((rows + more) * s.out_width > kMaxStreamPositions) return Lines{};
-      result.lines += result.vectors + more * s.out_width / lanes;
-    }
-    result.tap_line.insert(result.tap_line.end(), line_of_ky.begin(), line_of_ky.end());
-  }
-  // From [kx][ky] to [ky][kx].
-  std::vector<int64_t> by_row;
+  result.tap_line.assign(static_cast<size_t>(s.kernel_height * s.kernel_width), -1);
   for (int64_t ky = 0; ky < s.kernel_height; ++ky) {
-    for (int64_t kx = 0; kx < s.kernel_width; ++kx)
-      by_row.push_back(result.tap_line[kx * s.kernel_height + ky]);
+    if (result.tap_line[ky * s.kernel_width] >= 0) continue;
+    // Output rows from kernel row ky to kernel row `other`; -1 where they cannot share a stream.
+    const auto distance = [&](int64_t other) {
+      const int64_t input_rows = (other - ky) * s.dilation_height;
+      return input_rows % (s.stride_height * unit) == 0 ? input_rows / s.stride_height : -1;
+    };
+    int64_t more = 0;
+    for (int64_t other = ky; other < s.kernel_height; ++other) more = std::max(more, distance(other));
+    if ((rows + more) * s.out_width > kMaxStreamPositions) return Lines{};
+    const int64_t lines = result.vectors + more * s.out_width / lanes;
+    for (int64_t other = ky; other < s.kernel_height; ++other) {
+      for (int64_t kx = 0; kx < s.kernel_width && distance(other) >= 0; ++kx) {
+        result.tap_line[other * s.kernel_width + kx] =
+            result.lines + kx * lines + distance(other) * s.out_width / lanes;
+      }
+    }
+    add_stream(s, {ky * s.dilation_height, 0, lines, more}, result);
   }
-  result.tap_line = by_row;
   return result;
 }
 
-Lines choose_lines(const Conv2dShape& s, Int8BlocksFormat format) {
+// For panels of at most `most` vectors.
+Lines choose_lines(const Conv2dShape& s, int64_t lanes, int64_t most) {
   const int64_t quads = (s.in_channels + 3) / 4;
-  int64_t vectors = format.max_vectors;
-  for (;; vectors /= 2) {
-    Lines rows = lines_of_rows(s, vectors, format.lanes);
-    const Lines taps = lines_of_taps(s, vectors);
+  for (int64_t vectors = most;; vectors /= 2) {
+    const Lines rows = lines_of_rows(s, vectors, lanes);
+    const Lines positions = lines_of_positions(s, vectors);
     const bool shares = !rows.streams.empty() && 2 * rows.vectors >= vectors &&
-                        rows.lines * vectors < taps.lines * rows.vectors;
-    Lines chosen = shares ? std::move(rows) : taps;
-    if (vectors == 1 || chosen.bytes(quads, format.lanes) <= kPanelBytes) return chosen;
+                        rows.lines * vectors < positions.lines * rows.vectors;
+    const Lines& chosen = shares ? rows : positions;
+    const int64_t bytes = chosen.bytes(quads, lanes);
+    if (bytes <= kPanelBytes || (vectors <= 4 && bytes <= kMostPanelBytes) || vectors == 1) return chosen;
   }
 }
 
-class BlocksConv2d final : public PackedConv2d {
+// The blocks for one way to lay out lines.
+class Packing {
  public:
-  BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& constants);
-  void run(const Int8ConvImages& images, int64_t row_begin, int64_t row_end) const override {
-    kernel_(plan_, images, row_begin, row_end);
-  }
-  const char* kernel_name() const override { return "blocks"; }
-  int64_t scratch_bytes() const override { return scratch_bytes_; }
+  Packing(const Conv2dShape& shape, const int8_t* weight, const Int8Epilogue& epilogue, int64_t lanes,
+          Lines lines);
+  Packing(const Packing&) = delete;
+  Packing& operator=(const Packing&) = delete;
+  const Int8BlocksPlan& plan() const { return plan_; }
+  int64_t scratch_bytes() const { return lines_.bytes(plan_.quads, lanes_); }
+  int64_t positions() const { return plan_.vectors * lanes_; }  // of a panel
 
  private:
-  std::vector<Int8Block> blocks_of(const int8_t* weight, int64_t channel, int64_t line_bytes) const;
-  void pack_tile(const int8_t* weight, int64_t tile, int64_t line_bytes);
+  std::vector<Int8Block> blocks_of(const int8_t* weight, int64_t channel) const;
+  void pack_tile(const int8_t* weight, int64_t first_channel);
 
-  Int8BlocksPlan plan_;
-  Int8BlocksKernel* kernel_;
-  int64_t scratch_bytes_;
+  int64_t lanes_;
   Lines lines_;
+  Int8BlocksPlan plan_{};
   std::vector<Int8Block> blocks_;
   std::vector<uint32_t> begin_;
   std::vector<uint8_t> channel_;
-  PackedEpilogue epilogue_;
 };
 
-int64_t tiles_of(const Conv2dShape& shape) { return (shape.out_channels + kOutTile - 1) / kOutTile; }
-
-BlocksConv2d::BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& constants)
-    : plan_{}, kernel_(active_int8_blocks_kernel()), epilogue_(constants, tiles_of(shape) * kOutTile) {
-  const Int8BlocksFormat format = active_int8_blocks_format()();
-  lines_ = choose_lines(shape, format);
+Packing::Packing(const Conv2dShape& shape, const int8_t* weight, const Int8Epilogue& epilogue, int64_t lanes,
+                 Lines lines)
+    : lanes_(lanes), lines_(std::move(lines)) {
   plan_.shape = shape;
+  plan_.epilogue = epilogue;
   plan_.quads = (shape.in_channels + 3) / 4;
   plan_.vectors = lines_.vectors;
   plan_.panel_rows = lines_.panel_rows;
   plan_.lines = lines_.lines;
   plan_.streams = lines_.streams.data();
   plan_.stream_count = static_cast<int64_t>(lines_.streams.size());
-  scratch_bytes_ = lines_.bytes(plan_.quads, format.lanes);
-  for (int64_t tile = 0; tile < tiles_of(shape); ++tile) pack_tile(constants.weight, tile, format.lanes * 4);
+  for (int64_t first = 0; first < shape.out_channels; first += kOutTile) pack_tile(weight, first);
   begin_.push_back(static_cast<uint32_t>(blocks_.size()));
   plan_.blocks = blocks_.data();
   plan_.begin = begin_.data();
   plan_.channel = channel_.data();
-  const int64_t fan_in = shape.in_channels * shape.kernel_height * shape.kernel_width;
-  for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
-    epilogue_.set(constants, channel, fan_in, channel);
-  }
-  plan_.epilogue = epilogue_.get();
 }
 
-std::vector<Int8Block> BlocksConv2d::blocks_of(const int8_t* weight, int64_t channel,
-                                               int64_t line_bytes) const {
+std::vector<Int8Block> Packing::blocks_of(const int8_t* weight, int64_t channel) const {
   const Conv2dShape& s = plan_.shape;
   const int64_t taps = s.kernel_height * s.kernel_width;
   std::vector<Int8Block> blocks;
   if (channel >= s.out_channels) return blocks;
   for (int64_t quad = 0; quad < plan_.quads; ++quad) {
     for (int64_t tap = 0; tap < taps; ++tap) {
-      Int8Block block{static_cast<uint32_t>((quad * lines_.lines + lines_.tap_line[tap]) * line_bytes), {}};
+      const int64_t line = quad * lines_.lines + lines_.tap_line[tap];
+      Int8Block block{static_cast<uint32_t>(line * lanes_ * 4), {}};
       for (int64_t c = quad * 4; c < std::min(quad * 4 + 4, s.in_channels); ++c) {
         block.weight[c % 4] = weight[(channel * s.in_channels + c) * taps + tap];
       }
@@ -159,12 +154,12 @@ std::vector<Int8Block> BlocksConv2d::blocks_of(const int8_t* weight, int64_t cha
   return blocks;
 }
 
-void BlocksConv2d::pack_tile(const int8_t* weight, int64_t tile, int64_t line_bytes) {
+void Packing::pack_tile(const int8_t* weight, int64_t first_channel) {
   std::vector<std::pair<uint8_t, std::vector<Int8Block>>> channels;
   for (int64_t i = 0; i < kOutTile; ++i) {
-    channels.emplace_back(static_cast<uint8_t>(i), blocks_of(weight, tile * kOutTile + i, line_bytes));
+    channels.emplace_back(static_cast<uint8_t>(i), blocks_of(weight, first_channel + i));
   }
-  const int64_t exist = std::min(kOutTile, plan_.shape.out_channels - tile * kOutTile);
+  const int64_t exist = std::min(kOutTile, plan_.shape.out_channels - first_channel);
   std::stable_sort(channels.begin(), channels.begin() + exist,
                    [](const auto& a, const auto& b) { return a.second.size() > b.second.size(); });
   for (const auto& [channel, blocks] : channels) {
@@ -172,6 +167,45 @@ void BlocksConv2d::pack_tile(const int8_t* weight, int64_t tile, int64_t line_by
     begin_.push_back(static_cast<uint32_t>(blocks_.size()));
     blocks_.insert(blocks_.end(), blocks.begin(), blocks.end());
   }
+}
+
+class BlocksConv2d final : public PackedConv2d {
+ public:
+  BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& constants);
+  void run(const Int8ConvImages& images, int64_t row_begin, int64_t row_end) const override {
+    const int64_t positions = images.count * (row_end - row_begin) * out_width_;
+    const bool few = for_few_ != nullptr && positions <= for_few_->positions();
+    kernel_((few ? for_few_ : for_many_)->plan(), images, row_begin, row_end);
+  }
+  const char* kernel_name() const override { return "blocks"; }
+  int64_t scratch_bytes() const override { return for_many_->scratch_bytes(); }
+
+ private:
+  Int8BlocksKernel* kernel_;
+  int64_t out_width_;
+  PackedEpilogue epilogue_;
+  // Where one image does not fill a panel for several images: a packing with smaller panels, else null.
+  std::unique_ptr<Packing> for_many_, for_few_;
+};
+
+int64_t tiles_of(const Conv2dShape& shape) { return (shape.out_channels + kOutTile - 1) / kOutTile; }
+
+BlocksConv2d::BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& constants)
+    : kernel_(active_int8_blocks_kernel()),
+      out_width_(shape.out_width),
+      epilogue_(constants, tiles_of(shape) * kOutTile) {
+  const int64_t fan_in = shape.in_channels * shape.kernel_height * shape.kernel_width;
+  for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
+    epilogue_.set(constants, channel, fan_in, channel);
+  }
+  const Int8BlocksFormat format = active_int8_blocks_format()();
+  const auto pack = [&](int64_t most_vectors) {
+    return std::make_unique<Packing>(shape, constants.weight, epilogue_.get(), format.lanes,
+                                     choose_lines(shape, format.lanes, most_vectors));
+  };
+  for_many_ = pack(format.max_vectors);
+  const int64_t image_vectors = (shape.out_height * shape.out_width + format.lanes - 1) / format.lanes;
+  if (2 * image_vectors <= for_many_->plan().vectors) for_few_ = pack(image_vectors);
 }
 
 }  // namespace

@@ -68,21 +68,49 @@ struct ChannelSums {
   Ints vector[N];
 };
 
+// With few vectors, sums of several blocks at a time, so that there are enough chains of additions to hide
+// their latency.
+constexpr int sum_sets(int vectors) { return vectors == 1 ? 4 : vectors <= 4 ? 2 : 1; }
+
+template <int N>
+inline void add_block(const Int8Block& block, const uint8_t* lines, ChannelSums<N>& sums) {
+  const BlockWeight weight = load_weight(block);
+  const uint8_t* line = lines + block.offset;
+#pragma GCC unroll 8
+  for (int v = 0; v < N; ++v) {
+    sums.vector[v] = add_block(sums.vector[v], weight, line + v * kLineBytes);
+#if defined(PQK_X86_64) && defined(__GNUC__)
+    asm("" : "+v"(sums.vector[v]));  // keeps gcc from copying every sum in every round
+#endif
+  }
+}
+
 template <int N>
 [[gnu::always_inline]] inline ChannelSums<N> multiply_channel(const Int8BlocksPlan& p, int64_t slot,
                                                               int64_t channel, const uint8_t* lines) {
-  ChannelSums<N> sums;
+  constexpr int kSets = sum_sets(N);
+  ChannelSums<N> sums[kSets];
 #pragma GCC unroll 8
-  for (int v = 0; v < N; ++v) sums.vector[v] = set_ints(p.epilogue.compensation[channel]);
+  for (int v = 0; v < N; ++v) {
+    sums[0].vector[v] = set_ints(p.epilogue.compensation[channel]);
+#pragma GCC unroll 4
+    for (int set = 1; set < kSets; ++set) sums[set].vector[v] = set_ints(0);
+  }
+  const Int8Block* block = p.blocks + p.begin[slot];
   const Int8Block* const end = p.blocks + p.begin[slot + 1];
 #pragma GCC unroll 1
-  for (const Int8Block* block = p.blocks + p.begin[slot]; block != end; ++block) {
-    const BlockWeight weight = load_weight(*block);
-    const uint8_t* line = lines + block->offset;
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) sums.vector[v] = add_block(sums.vector[v], weight, line + v * kLineBytes);
+  for (; end - block >= kSets; block += kSets) {
+#pragma GCC unroll 4
+    for (int set = 0; set < kSets; ++set) add_block(block[set], lines, sums[set]);
   }
-  return sums;
+#pragma GCC unroll 1
+  for (; kSets > 1 && block != end; ++block) add_block(*block, lines, sums[0]);
+#pragma GCC unroll 4
+  for (int set = 1; set < kSets; ++set) {
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) sums[0].vector[v] = add_ints(sums[0].vector[v], sums[set].vector[v]);
+  }
+  return sums[0];
 }
 
 // A tile of channels by way of its sums in memory.

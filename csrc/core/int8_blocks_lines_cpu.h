@@ -50,56 +50,181 @@ struct Panel {
   uint8_t* lines;
 };
 
-// Writes the codes of all channels of one vector of positions as lines, `pitch` bytes from quad to quad.
-void write_lines(const uint8_t* input, const int64_t* offset, int64_t quads, uint8_t* to, int64_t pitch) {
+// Where the positions of one vector lie: each by its own offset, or each four at a constant distance.
+struct AnyPositions {
+  const uint8_t* input;
+  const int64_t* offset;
+  AnyPositions(const uint8_t* first, const int64_t* offsets, int64_t) : input(first), offset(offsets) {}
+  const uint8_t* at(int i) const { return input + offset[i]; }
+};
+struct FoursInRows {
+  const uint8_t* four[(kLanes + 3) / 4];
+  int64_t step;
+  FoursInRows(const uint8_t* first, const int64_t* offset, int64_t distance) : step(distance) {
+    for (int i = 0; i < kLanes; i += 4) four[i / 4] = first + offset[i];
+  }
+  const uint8_t* at(int i) const { return four[i / 4] + i % 4 * step; }
+};
+
 #if PQK_ISA_LEVEL >= 2
-  for (int64_t quad = 0; quad < quads;
-       quad += kQuadsAtOnce, input += 4 * kQuadsAtOnce, to += kQuadsAtOnce * pitch) {
-    const auto load = [&](int i) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(input + offset[i]));
-    };
-    __m512i pixel[4];  // 128-bit lane l of vector i: four quads of position 4 l + i
+
+// Four quads of up to 16 pixels, a quad of all pixels in each vector.
+struct QuadVectors {
+  __m512i quad[kQuadsAtOnce];
+};
+
+// Of pixels [0, kPixels) of `positions`, from byte `offset` of each on.
+template <int kPixels, class Positions>
+[[gnu::always_inline]] inline QuadVectors load_quads(const Positions& positions, int64_t offset) {
+  const auto load = [&](int i) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(positions.at(i) + offset));
+  };
+  __m512i pixel[4];  // 128-bit lane l of vector i: four quads of position 4 l + i
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      pixel[i] = _mm512_castsi128_si512(load(i));
-      pixel[i] = _mm512_mask_broadcast_i32x4(pixel[i], 0x00f0, load(4 + i));
-      pixel[i] = _mm512_mask_broadcast_i32x4(pixel[i], 0x0f00, load(8 + i));
-      pixel[i] = _mm512_mask_broadcast_i32x4(pixel[i], 0xf000, load(12 + i));
-    }
-    const __m512i low01 = _mm512_unpacklo_epi32(pixel[0], pixel[1]),
-                  high01 = _mm512_unpackhi_epi32(pixel[0], pixel[1]);
-    const __m512i low23 = _mm512_unpacklo_epi32(pixel[2], pixel[3]),
-                  high23 = _mm512_unpackhi_epi32(pixel[2], pixel[3]);
-    _mm512_store_si512(to, _mm512_unpacklo_epi64(low01, low23));
-    _mm512_store_si512(to + pitch, _mm512_unpackhi_epi64(low01, low23));
-    _mm512_store_si512(to + 2 * pitch, _mm512_unpacklo_epi64(high01, high23));
-    _mm512_store_si512(to + 3 * pitch, _mm512_unpackhi_epi64(high01, high23));
+  for (int i = 0; i < 4; ++i) {
+    pixel[i] = i < kPixels ? _mm512_castsi128_si512(load(i)) : pixel[0];
+    if (4 + i < kPixels) pixel[i] = _mm512_mask_broadcast_i32x4(pixel[i], 0x00f0, load(4 + i));
+    if (8 + i < kPixels) pixel[i] = _mm512_mask_broadcast_i32x4(pixel[i], 0x0f00, load(8 + i));
+    if (12 + i < kPixels) pixel[i] = _mm512_mask_broadcast_i32x4(pixel[i], 0xf000, load(12 + i));
+  }
+  const __m512i low01 = _mm512_unpacklo_epi32(pixel[0], pixel[1]),
+                high01 = _mm512_unpackhi_epi32(pixel[0], pixel[1]);
+  const __m512i low23 = _mm512_unpacklo_epi32(pixel[2], pixel[3]),
+                high23 = _mm512_unpackhi_epi32(pixel[2], pixel[3]);
+  return {_mm512_unpacklo_epi64(low01, low23), _mm512_unpackhi_epi64(low01, low23),
+          _mm512_unpacklo_epi64(high01, high23), _mm512_unpackhi_epi64(high01, high23)};
+}
+
+#endif
+
+// Writes the codes of all channels of one vector of positions as lines, `pitch` bytes from quad to quad.
+template <class Positions>
+void write_lines(const Positions& positions, int64_t quads, uint8_t* to, int64_t pitch) {
+#if PQK_ISA_LEVEL >= 2
+  for (int64_t quad = 0; quad < quads; quad += kQuadsAtOnce, to += kQuadsAtOnce * pitch) {
+    const QuadVectors vectors = load_quads<kLanes>(positions, quad * 4);
+#pragma GCC unroll 4
+    for (int i = 0; i < kQuadsAtOnce; ++i) _mm512_store_si512(to + i * pitch, vectors.quad[i]);
   }
 #else
-  for (int64_t quad = 0; quad < quads; ++quad, input += 4, to += pitch) {
-    for (int i = 0; i < kLanes; ++i) memcpy(to + i * 4, input + offset[i], 4);
+  for (int64_t quad = 0; quad < quads; ++quad, to += pitch) {
+    for (int i = 0; i < kLanes; ++i) memcpy(to + i * 4, positions.at(i) + quad * 4, 4);
   }
 #endif
 }
 
-void write_streams(const Int8BlocksPlan& p, const Int8Image& image, const Panel& panel) {
-  const int64_t vectors = (panel.positions + kLanes - 1) / kLanes, pitch = p.lines * kLineBytes;
-  for (int64_t i = 0; i < p.stream_count; ++i) {
-    const Int8BlocksStream& stream = p.streams[i];
-    const uint8_t* input = panel.input + stream.row * image.row_stride + stream.column * image.pixel_stride;
-    const int64_t lines = vectors + stream.more_rows * p.shape.out_width / kLanes;
-    uint8_t* to = panel.lines + stream.first_line * kLineBytes;
-    const int64_t positions = panel.positions + stream.more_rows * p.shape.out_width;
-    for (int64_t line = 0; line < lines; ++line) {
-      if ((line + 1) * kLanes > positions) {  // the last position again where there is none
-        int64_t offset[kLanes];
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-          offset[lane] = panel.input_offset[std::min(line * kLanes + lane, positions - 1)];
-        }
-        write_lines(input, offset, p.quads, to + line * kLineBytes, pitch);
-        break;
+// A stream of any geometry.
+template <class Positions>
+void write_stream(const Int8BlocksPlan& p, const Int8Image& image, const Panel& panel,
+                  const Int8BlocksStream& stream) {
+  const Conv2dShape& s = p.shape;
+  const int64_t positions = panel.positions + stream.more_rows * s.out_width;
+  const int64_t pitch = p.lines * kLineBytes, step = s.stride_width * image.pixel_stride;
+  for (int64_t kx = 0; kx < s.kernel_width; ++kx) {
+    const uint8_t* input =
+        panel.input + stream.row * image.row_stride + kx * s.dilation_width * image.pixel_stride;
+    uint8_t* to = panel.lines + (stream.first_line + kx * stream.lines) * kLineBytes;
+    for (int64_t first = 0; first < positions; first += kLanes, to += kLineBytes) {
+      const int64_t* const offset = panel.input_offset + first;
+      if (first + kLanes <= positions) {
+        write_lines(Positions(input, offset, step), p.quads, to, pitch);
+        continue;
       }
-      write_lines(input, panel.input_offset + line * kLanes, p.quads, to + line * kLineBytes, pitch);
+      int64_t existing[kLanes];  // with the last position again where there is none
+      for (int64_t i = 0; i < kLanes; ++i) existing[i] = offset[std::min(i, positions - 1 - first)];
+      write_lines(AnyPositions(input, existing, step), p.quads, to, pitch);
+    }
+  }
+}
+
+#if PQK_ISA_LEVEL >= 2
+
+// Kernels 3 taps wide, of stride 1, over rows of a multiple of 16 pixels or of 8: every pixel is brought into
+// vectors once, and the copies for the taps are taken from two neighbouring vectors.
+class ThreeTapStream {
+ public:
+  static bool takes(const Int8BlocksPlan& p) {
+    const Conv2dShape& s = p.shape;
+    return p.panel_rows > 0 && s.kernel_width == 3 && s.stride_width == 1 && s.dilation_width == 1 &&
+           (s.out_width % kLanes == 0 || s.out_width == kLanes / 2);
+  }
+
+  ThreeTapStream(const Int8BlocksPlan& p, const Int8Image& image, const Panel& panel,
+                 const Int8BlocksStream& stream)
+      : input_(panel.input + stream.row * image.row_stride),
+        row_step_(p.shape.stride_height * image.row_stride),
+        step_(image.pixel_stride),
+        width_(p.shape.out_width),
+        rows_(panel.positions / width_ + stream.more_rows),
+        pitch_(p.lines * kLineBytes),
+        copy_(stream.lines * kLineBytes) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    // The upper half of a line of two rows begins with the second vector.
+    const __m512i places = width_ == 8 ? _mm512_mask_add_epi32(lane, 0xff00, lane, _mm512_set1_epi32(8)) : lane;
+    for (int kx = 0; kx < 3; ++kx) places_[kx] = _mm512_add_epi32(places, _mm512_set1_epi32(kx));
+    uint8_t* to = panel.lines + stream.first_line * kLineBytes;
+    for (int64_t quad = 0; quad < p.quads; quad += kQuadsAtOnce, to += kQuadsAtOnce * pitch_) {
+      width_ == 8 ? write_row_pairs(quad * 4, to) : write_rows(quad * 4, to);
+    }
+  }
+
+ private:
+  struct Pixels {
+    const uint8_t* first;
+    int64_t step;
+    const uint8_t* at(int i) const { return first + i * step; }
+  };
+  Pixels pixels(int64_t row, int64_t x) const { return {input_ + row * row_step_ + x * step_, step_}; }
+
+  void write_rows(int64_t offset, uint8_t* to) const {
+    for (int64_t row = 0; row < rows_; ++row) {
+      QuadVectors here = load_quads<16>(pixels(row, 0), offset);
+      for (int64_t x = 16; x < width_; x += 16, to += kLineBytes) {
+        const QuadVectors next = load_quads<16>(pixels(row, x), offset);
+        write_copies(here, next, to);
+        here = next;
+      }
+      write_copies(here, load_quads<2>(pixels(row, width_), offset), to);
+      to += kLineBytes;
+    }
+  }
+
+  void write_row_pairs(int64_t offset, uint8_t* to) const {
+    for (int64_t row = 0; row < rows_; row += 2, to += kLineBytes) {
+      const int64_t second = std::min(row + 1, rows_ - 1);
+      write_copies(load_quads<10>(pixels(row, 0), offset), load_quads<10>(pixels(second, 0), offset), to);
+    }
+  }
+
+  [[gnu::always_inline]] void write_copies(const QuadVectors& a, const QuadVectors& b, uint8_t* to) const {
+#pragma GCC unroll 4
+    for (int i = 0; i < kQuadsAtOnce; ++i, to += pitch_) {
+#pragma GCC unroll 3
+      for (int kx = 0; kx < 3; ++kx) {
+        _mm512_store_si512(to + kx * copy_, _mm512_permutex2var_epi32(a.quad[i], places_[kx], b.quad[i]));
+      }
+    }
+  }
+
+  const uint8_t* input_;
+  int64_t row_step_, step_, width_, rows_, pitch_, copy_;
+  __m512i places_[3];
+};
+
+#endif
+
+void write_streams(const Int8BlocksPlan& p, const Int8Image& image, const Panel& panel) {
+  for (int64_t i = 0; i < p.stream_count; ++i) {
+#if PQK_ISA_LEVEL >= 2
+    if (ThreeTapStream::takes(p)) {
+      ThreeTapStream(p, image, panel, p.streams[i]);
+      continue;
+    }
+#endif
+    if (p.shape.out_width % 4 == 0) {
+      write_stream<FoursInRows>(p, image, panel, p.streams[i]);
+    } else {
+      write_stream<AnyPositions>(p, image, panel, p.streams[i]);
     }
   }
 }

@@ -13,12 +13,13 @@
 
 namespace pqk {
 
-// Positions that lie one after the other in the lines of a quad. Taps whose windows see the same codes, some
-// rows later, share a stream; without such taps every tap has its own.
+// Positions that lie one after the other in the lines of a quad: kernel_width copies, each for the next tap of
+// a kernel row. Kernel rows whose windows see the same codes, some output rows later, share a stream.
 struct Int8BlocksStream {
-  int64_t row, column;  // of its first position's code, from the first tap of the panel's first window
-  int64_t first_line;   // of the quad's lines
-  int64_t more_rows;    // output rows that it is longer than the panel
+  int64_t row;         // input row of its first position, from the panel's first window
+  int64_t first_line;  // of the quad's lines
+  int64_t lines;       // of a copy
+  int64_t more_rows;   // output rows that it is longer than the panel
 };
 
 struct Int8Block {

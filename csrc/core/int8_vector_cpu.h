@@ -24,6 +24,7 @@ inline Ints load_codes(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 inline Ints set_ints(int32_t x) { return _mm512_set1_epi32(x); }
+inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Ints subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 inline Ints round_to_ints(Floats a) { return _mm512_cvtps_epi32(a); }
 inline Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
@@ -42,6 +43,7 @@ inline Ints load_codes(const uint8_t* p) {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
 inline Ints set_ints(int32_t x) { return _mm256_set1_epi32(x); }
+inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 inline Ints subtract(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
 inline Ints round_to_ints(Floats a) { return _mm256_cvtps_epi32(a); }
 inline Floats to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
@@ -63,6 +65,7 @@ inline Ints load_codes(const uint8_t* p) {
   return _mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128(four), zero), zero);
 }
 inline Ints set_ints(int32_t x) { return _mm_set1_epi32(x); }
+inline Ints add_ints(Ints a, Ints b) { return _mm_add_epi32(a, b); }
 inline Ints subtract(Ints a, Ints b) { return _mm_sub_epi32(a, b); }
 inline Ints round_to_ints(Floats a) { return _mm_cvtps_epi32(a); }
 inline Floats to_floats(Ints a) { return _mm_cvtepi32_ps(a); }
@@ -80,6 +83,7 @@ using Floats = float;
 inline Ints load_ints(const int32_t* p) { return *p; }
 inline Ints load_codes(const uint8_t* p) { return *p; }
 inline Ints set_ints(int32_t x) { return x; }
+inline Ints add_ints(Ints a, Ints b) { return a + b; }
 inline Ints subtract(Ints a, Ints b) { return a - b; }
 inline Ints round_to_ints(Floats a) { return static_cast<int32_t>(rintf(a < -1.0f ? -1.0f : a)); }
 inline Floats to_floats(Ints a) { return static_cast<float>(a); }
