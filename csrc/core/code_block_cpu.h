@@ -29,7 +29,6 @@ inline Ints maximum_bytes(Ints a, Ints b) { return _mm512_max_epu8(a, b); }
 inline Ints set_bytes(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
 inline Ints set_words(int16_t x) { return _mm512_set1_epi16(x); }
 inline Ints add_words(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
-inline Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Floats as_floats(Ints a) { return _mm512_castsi512_ps(a); }
 // Four floats at p, at p + 16, and so on.
 inline Floats load_fours(const float* p) {
@@ -52,7 +51,6 @@ inline Ints maximum_bytes(Ints a, Ints b) { return _mm256_max_epu8(a, b); }
 inline Ints set_bytes(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
 inline Ints set_words(int16_t x) { return _mm256_set1_epi16(x); }
 inline Ints add_words(Ints a, Ints b) { return _mm256_add_epi16(a, b); }
-inline Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 inline Floats as_floats(Ints a) { return _mm256_castsi256_ps(a); }
 inline Floats load_fours(const float* p) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 16), 1);
@@ -71,7 +69,6 @@ inline Ints maximum_bytes(Ints a, Ints b) { return _mm_max_epu8(a, b); }
 inline Ints set_bytes(uint8_t x) { return _mm_set1_epi8(static_cast<char>(x)); }
 inline Ints set_words(int16_t x) { return _mm_set1_epi16(x); }
 inline Ints add_words(Ints a, Ints b) { return _mm_add_epi16(a, b); }
-inline Ints add_ints(Ints a, Ints b) { return _mm_add_epi32(a, b); }
 inline Floats as_floats(Ints a) { return _mm_castsi128_ps(a); }
 inline Floats load_fours(const float* p) { return _mm_loadu_ps(p); }
 inline Floats subtract(Floats a, Floats b) { return _mm_sub_ps(a, b); }
