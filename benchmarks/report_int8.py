@@ -44,11 +44,11 @@ def choices(document: Document) -> str:
 
 def fbgemm_sparse_table(document: Document) -> list[str]:
     rows = [
-        [key.replace("/", ", "), duration(row["us"]), ratio(row["fbgemm_sparse"])]
+        [key.replace("/1x4/", ", "), duration(row["us"]), ratio(row["fbgemm_sparse"])]
         for key, row in document["sparse"].items()
         if "fbgemm_sparse" in row
     ]
-    return table(["layer, zeros, kept", "pqk_ext", "FBGEMM 1x4 sparse / pqk_ext"], rows)
+    return table(["layer, share of blocks kept", "pqk_ext", "FBGEMM 1x4 sparse / pqk_ext"], rows)
 
 
 def section(document: Document) -> list[str]:

@@ -131,7 +131,7 @@ def load_table(rows: list[Document]) -> list[str]:
 
 def thread_table(document: Document) -> list[str]:
     lines: dict[str, dict[str, Document]] = {}
-    for row in document.get("threads", {}).values():
+    for row in document.get("scaling", {}).values():
         title = f"{TITLES[row['network']]}, {row['batch']}, {row['threads']} threads"
         lines.setdefault(title, {})[row["variant"]] = row
     cells = [[title, *(ratio(row[v]) if v in row else "" for v in VARIANTS)] for title, row in lines.items()]
@@ -149,8 +149,8 @@ def section(document: Document) -> list[str]:
         lines += ["Dense networks:", "", *main_table(dense), ""]
     if sparse:
         lines += ["Pruned to 90 %:", "", *main_table(sparse), ""]
-    if document.get("threads"):
-        lines += ["Two threads against one, times as fast:", "", *thread_table(document), ""]
+    if document.get("scaling"):
+        lines += ["More threads against one, times as fast:", "", *thread_table(document), ""]
     avx2 = rows_of(document, "avx2", *VARIANTS)
     if avx2:
         lines += ["With our AVX2 kernels (`PQK_FORCE_ISA=avx2`), peers as above. " + summary(avx2), ""]

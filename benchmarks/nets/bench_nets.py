@@ -167,7 +167,7 @@ def show(row: Row) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures the rows asked for, each written as it is done."""
-    section = "threads" if arguments.threads > 1 else "rows"
+    section = "scaling" if arguments.threads > 1 else "rows"
     suffix = f"/{arguments.isa}" if arguments.isa else ""
     batches = [arguments.batches[-1]] if arguments.threads > 1 else arguments.batches
     about: Row = {"versions": peers.versions(), "build": build_info()}

@@ -116,14 +116,13 @@ def kernels_of(layer: Layer, codes: layers.Codes) -> dict[str, Model]:
 
 
 def measure_sparse(layer: Layer, pattern: str, density: float, peak: float) -> Row:
-    """The chosen kernel, every kernel on demand, the dense kernel on weights without zeros, FBGEMM's sparse product."""
+    """The chosen kernel, every kernel on demand, the dense kernel on weights without zeros, FBGEMM's."""
     codes = layers.weights(layer, pattern, density)
     chosen = layers.model(layer, codes)
     who = {"dense": kernel_seconds(layer, layers.model(layer, layers.weights(layer)))}
     who |= {f"kernel {name}": kernel_seconds(layer, model) for name, model in kernels_of(layer, codes).items()}
     who["pqk"] = kernel_seconds(layer, chosen)
-    # torch's product cannot skip blocks that hold a single weight; that is what it is compared on all the same.
-    if layer.is_matrix_product:
+    if layer.is_matrix_product and pattern == "1x4":  # the only pattern that torch's product knows
         who["fbgemm_sparse"] = call_seconds(layers.fbgemm_sparse(layer, codes))
     times = interleave(who, rounds=7)
     seconds, kernel = min(times["pqk"]), chosen_kernel(chosen)
