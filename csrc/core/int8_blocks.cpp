@@ -1,6 +1,7 @@
 #include "core/int8_blocks_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <numeric>
 #include <vector>
@@ -208,10 +209,25 @@ BlocksConv2d::BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   if (2 * image_vectors <= for_many_->plan().vectors) for_few_ = pack(image_vectors);
 }
 
+// Whether all values before rounding are in the range of int32, so that only codes need be clamped.
+bool values_fit(const Conv2dShape& s, const Conv2dConstants& constants) {
+  constexpr double kMost = 1 << 30;
+  const int64_t fan_in = s.in_channels * s.kernel_height * s.kernel_width;
+  const double residual = constants.has_residual ? 255.0 * std::abs(constants.residual_multiplier) : 0.0;
+  for (int64_t channel = 0; channel < s.out_channels; ++channel) {
+    double sum = 0;
+    for (int64_t i = 0; i < fan_in; ++i) sum += 255 * std::abs(constants.weight[channel * fan_in + i]);
+    const double value =
+        sum * std::abs(constants.multiplier[channel]) + std::abs(constants.bias[channel]) + residual;
+    if (!(value < kMost)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 std::unique_ptr<PackedConv2d> pack_blocks(const Conv2dShape& shape, const Conv2dConstants& constants) {
-  if (shape.groups != 1) return nullptr;
+  if (shape.groups != 1 || (!constants.float_output && !values_fit(shape, constants))) return nullptr;
   auto packed = std::make_unique<BlocksConv2d>(shape, constants);
   if (packed->scratch_bytes() > kMostScratchBytes) return nullptr;
   return packed;

@@ -137,15 +137,17 @@ void compute_by_sums(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, 
 
 #if PQK_ISA_LEVEL >= 2
 
-// A tile of channels whose codes stay in registers until they are bytes.
+// A tile of channels whose codes stay in registers until they are bytes. They are clamped as bytes: the layer's
+// values before are in the range of int32 (see pack_blocks), and the packs saturate.
 template <int N, bool HasResidual>
 void compute_codes(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
   constexpr int kGroups = (N + 3) / 4;
   TileCodes codes;
   const Int8Epilogue& e = p.epilogue;
   if (HasResidual) load_residual(panel, tile * kOutTile, kGroups, codes);
-  const Floats high = set_floats(static_cast<float>(e.quant_max)), other = set_floats(e.residual_multiplier);
-  const Ints low = _mm512_set1_epi8(static_cast<char>(e.quant_min)), zero = set_ints(e.residual_zero_point);
+  const Floats other = set_floats(e.residual_multiplier);
+  const Ints low = _mm512_set1_epi8(static_cast<char>(e.quant_min)),
+             high = _mm512_set1_epi8(static_cast<char>(e.quant_max)), zero = set_ints(e.residual_zero_point);
   // Takes bytes 4 v to 4 v + 3 of every 128-bit lane to the lane's numbers.
   const Ints first_bytes =
       _mm512_broadcast_i32x4(_mm_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1));
@@ -169,11 +171,11 @@ void compute_codes(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, in
           const Ints residual = _mm512_shuffle_epi8(_mm512_load_si512(bytes), places);
           value = add(value, multiply(to_floats(subtract(residual, zero)), other));
         }
-        code[v] = round_to_ints(minimum(add(value, bias), high));
+        code[v] = round_to_ints(add(value, bias));
       }
       const Ints packed =
           _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3]));
-      _mm512_store_si512(bytes, _mm512_max_epu8(packed, low));
+      _mm512_store_si512(bytes, _mm512_min_epu8(_mm512_max_epu8(packed, low), high));
     }
   }
   store_tile(panel, tile * kOutTile, channels, kGroups, codes);
@@ -214,11 +216,17 @@ struct Walk {
   const Int8BlocksPlan& p;
   const Int8ConvImages& images;
   int64_t row_begin, rows;
+  bool own_addresses;  // whoever writes lines needs no offsets of positions
   Steps input, residual, output;
   Panel panel;
 
   Walk(const Int8BlocksPlan& plan, const Int8ConvImages& all, int64_t begin, int64_t end)
-      : p(plan), images(all), row_begin(begin), rows(end - begin), residual{} {
+      : p(plan),
+        images(all),
+        row_begin(begin),
+        rows(end - begin),
+        own_addresses(takes_three_taps(plan)),
+        residual{} {
     const Conv2dShape& s = p.shape;
     input = {images.step, s.stride_height * images.input.row_stride,
              s.stride_width * images.input.pixel_stride};
@@ -252,7 +260,7 @@ struct Walk {
   void set_positions(int64_t of_rows, int64_t first, int64_t count, int64_t more) {
     const int64_t width = p.shape.out_width;
     panel.positions = count;
-    set_offsets(input, of_rows, width, first, count + more, panel.input_offset);
+    if (!own_addresses) set_offsets(input, of_rows, width, first, count + more, panel.input_offset);
     set_offsets(output, of_rows, width, first, count, panel.output_offset);
     if (images.residual != nullptr) set_offsets(residual, of_rows, width, first, count, panel.residual_offset);
   }

@@ -137,18 +137,19 @@ void write_stream(const Int8BlocksPlan& p, const Int8Image& image, const Panel& 
   }
 }
 
+// Kernels 3 taps wide, of stride 1, over rows of whole lines or of half lines.
+inline bool takes_three_taps(const Int8BlocksPlan& p) {
+  const Conv2dShape& s = p.shape;
+  return PQK_ISA_LEVEL >= 2 && p.panel_rows > 0 && s.kernel_width == 3 && s.stride_width == 1 &&
+         s.dilation_width == 1 && (s.out_width % kLanes == 0 || s.out_width == kLanes / 2);
+}
+
 #if PQK_ISA_LEVEL >= 2
 
-// Kernels 3 taps wide, of stride 1, over rows of a multiple of 16 pixels or of 8: every pixel is brought into
-// vectors once, and the copies for the taps are taken from two neighbouring vectors.
+// For them every pixel is brought into vectors once, and the taps' copies are taken from two neighbouring
+// vectors.
 class ThreeTapStream {
  public:
-  static bool takes(const Int8BlocksPlan& p) {
-    const Conv2dShape& s = p.shape;
-    return p.panel_rows > 0 && s.kernel_width == 3 && s.stride_width == 1 && s.dilation_width == 1 &&
-           (s.out_width % kLanes == 0 || s.out_width == kLanes / 2);
-  }
-
   ThreeTapStream(const Int8BlocksPlan& p, const Int8Image& image, const Panel& panel,
                  const Int8BlocksStream& stream)
       : input_(panel.input + stream.row * image.row_stride),
@@ -181,10 +182,10 @@ class ThreeTapStream {
       QuadVectors here = load_quads<16>(pixels(row, 0), offset);
       for (int64_t x = 16; x < width_; x += 16, to += kLineBytes) {
         const QuadVectors next = load_quads<16>(pixels(row, x), offset);
-        write_copies(here, next, to);
+        write_copies<false>(here, next, to);
         here = next;
       }
-      write_copies(here, load_quads<2>(pixels(row, width_), offset), to);
+      write_copies<false>(here, load_quads<2>(pixels(row, width_), offset), to);
       to += kLineBytes;
     }
   }
@@ -192,16 +193,19 @@ class ThreeTapStream {
   void write_row_pairs(int64_t offset, uint8_t* to) const {
     for (int64_t row = 0; row < rows_; row += 2, to += kLineBytes) {
       const int64_t second = std::min(row + 1, rows_ - 1);
-      write_copies(load_quads<10>(pixels(row, 0), offset), load_quads<10>(pixels(second, 0), offset), to);
+      write_copies<true>(load_quads<10>(pixels(row, 0), offset), load_quads<10>(pixels(second, 0), offset), to);
     }
   }
 
+  template <bool kPairs>
   [[gnu::always_inline]] void write_copies(const QuadVectors& a, const QuadVectors& b, uint8_t* to) const {
 #pragma GCC unroll 4
     for (int i = 0; i < kQuadsAtOnce; ++i, to += pitch_) {
 #pragma GCC unroll 3
       for (int kx = 0; kx < 3; ++kx) {
-        _mm512_store_si512(to + kx * copy_, _mm512_permutex2var_epi32(a.quad[i], places_[kx], b.quad[i]));
+        const bool as_is = !kPairs && kx == 0;
+        _mm512_store_si512(to + kx * copy_,
+                           as_is ? a.quad[i] : _mm512_permutex2var_epi32(a.quad[i], places_[kx], b.quad[i]));
       }
     }
   }
@@ -216,7 +220,7 @@ class ThreeTapStream {
 void write_streams(const Int8BlocksPlan& p, const Int8Image& image, const Panel& panel) {
   for (int64_t i = 0; i < p.stream_count; ++i) {
 #if PQK_ISA_LEVEL >= 2
-    if (ThreeTapStream::takes(p)) {
+    if (takes_three_taps(p)) {
       ThreeTapStream(p, image, panel, p.streams[i]);
       continue;
     }
