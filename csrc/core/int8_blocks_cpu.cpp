@@ -86,13 +86,14 @@ inline void add_block(const Int8Block& block, const uint8_t* lines, ChannelSums<
 }
 
 template <int N>
-[[gnu::always_inline]] inline ChannelSums<N> multiply_channel(const Int8BlocksPlan& p, int64_t slot,
-                                                              int64_t channel, const uint8_t* lines) {
+[[gnu::always_inline]] inline ChannelSums<N> multiply_channel(const Int8BlocksPlan& p, const Panel& panel,
+                                                              int64_t slot, int64_t channel) {
   constexpr int kSets = sum_sets(N);
   ChannelSums<N> sums[kSets];
 #pragma GCC unroll 8
   for (int v = 0; v < N; ++v) {
-    sums[0].vector[v] = set_ints(p.epilogue.compensation[channel]);
+    sums[0].vector[v] = panel.slice == 0 ? set_ints(p.epilogue.compensation[channel])
+                                         : load_ints(panel.sums + (channel * N + v) * kLanes);
 #pragma GCC unroll 4
     for (int set = 1; set < kSets; ++set) sums[set].vector[v] = set_ints(0);
   }
@@ -101,10 +102,10 @@ template <int N>
 #pragma GCC unroll 1
   for (; end - block >= kSets; block += kSets) {
 #pragma GCC unroll 4
-    for (int set = 0; set < kSets; ++set) add_block(block[set], lines, sums[set]);
+    for (int set = 0; set < kSets; ++set) add_block(block[set], panel.lines, sums[set]);
   }
 #pragma GCC unroll 1
-  for (; kSets > 1 && block != end; ++block) add_block(*block, lines, sums[0]);
+  for (; kSets > 1 && block != end; ++block) add_block(*block, panel.lines, sums[0]);
 #pragma GCC unroll 4
   for (int set = 1; set < kSets; ++set) {
 #pragma GCC unroll 8
@@ -113,13 +114,26 @@ template <int N>
   return sums[0];
 }
 
+// A tile of channels in a slice that is not the last.
+template <int N>
+void compute_slice(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
+  const int64_t first = panel.first_slot + tile * kOutTile;
+  for (int64_t slot = first; slot < first + channels; ++slot) {
+    const int64_t channel = tile * kOutTile + p.channel[slot];
+    const ChannelSums<N> sums = multiply_channel<N>(p, panel, slot, channel);
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) store_ints(panel.sums + (channel * N + v) * kLanes, sums.vector[v]);
+  }
+}
+
 // A tile of channels by way of its sums in memory.
 template <int N>
 void compute_by_sums(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
   alignas(64) int32_t sums[kMaxPositions * kOutTile];
-  for (int64_t slot = tile * kOutTile; slot < tile * kOutTile + channels; ++slot) {
+  const int64_t first = panel.first_slot + tile * kOutTile;
+  for (int64_t slot = first; slot < first + channels; ++slot) {
     const int64_t channel = p.channel[slot];
-    const ChannelSums<N> sum = multiply_channel<N>(p, slot, tile * kOutTile + channel, panel.lines);
+    const ChannelSums<N> sum = multiply_channel<N>(p, panel, slot, tile * kOutTile + channel);
     alignas(64) int32_t lanes[N * kLanes];
     for (int v = 0; v < N; ++v) store_ints(lanes + v * kLanes, sum.vector[v]);
     for (int i = 0; i < N * kLanes; ++i) sums[i * kOutTile + channel] = lanes[i];
@@ -151,9 +165,10 @@ void compute_codes(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, in
   // Takes bytes 4 v to 4 v + 3 of every 128-bit lane to the lane's numbers.
   const Ints first_bytes =
       _mm512_broadcast_i32x4(_mm_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1));
-  for (int64_t slot = tile * kOutTile; slot < tile * kOutTile + channels; ++slot) {
+  const int64_t first = panel.first_slot + tile * kOutTile;
+  for (int64_t slot = first; slot < first + channels; ++slot) {
     const int64_t in_tile = p.channel[slot], channel = tile * kOutTile + in_tile;
-    const ChannelSums<N> sums = multiply_channel<N>(p, slot, channel, panel.lines);
+    const ChannelSums<N> sums = multiply_channel<N>(p, panel, slot, channel);
     const Floats multiplier = set_floats(e.multiplier[channel]), bias = set_floats(e.bias[channel]);
 #pragma GCC unroll 2
     for (int g = 0; g < kGroups; ++g) {
@@ -185,6 +200,7 @@ void compute_codes(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, in
 
 template <int N>
 void compute_tile(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
+  if (panel.slice < p.slices - 1) return compute_slice<N>(p, panel, tile, channels);
 #if PQK_ISA_LEVEL >= 2
   if (!p.epilogue.float_output) {
     p.epilogue.has_residual ? compute_codes<N, true>(p, panel, tile, channels)
@@ -202,12 +218,17 @@ constexpr auto tile_table(std::integer_sequence<int, N...>) {
 }
 constexpr auto kTiles = tile_table(std::make_integer_sequence<int, kMaxVectors>());  // [vectors - 1]
 
-void compute_panel(const Int8BlocksPlan& p, const Int8Image& input, const Panel& panel) {
-  write_streams(p, input, panel);
+void compute_panel(const Int8BlocksPlan& p, const Int8Image& input, Panel& panel) {
   const int64_t vectors = (panel.positions + kLanes - 1) / kLanes;
-  for (int64_t first = 0; first < p.shape.out_channels; first += kOutTile) {
-    const int64_t channels = std::min(kOutTile, p.shape.out_channels - first);
-    kTiles[vectors - 1](p, panel, first / kOutTile, channels);
+  for (panel.slice = 0; panel.slice < p.slices; ++panel.slice) {
+    panel.first_quad = panel.slice * p.slice_quads;
+    panel.quads = std::min(p.slice_quads, p.quads - panel.first_quad);
+    panel.first_slot = panel.slice * p.slots;
+    write_streams(p, input, panel);
+    for (int64_t first = 0; first < p.shape.out_channels; first += kOutTile) {
+      const int64_t channels = std::min(kOutTile, p.shape.out_channels - first);
+      kTiles[vectors - 1](p, panel, first / kOutTile, channels);
+    }
   }
 }
 
@@ -240,6 +261,8 @@ struct Walk {
       output = {images.step, images.output.row_stride, images.output.pixel_stride};
     }
     panel.lines = images.scratch;
+    const int64_t line_quads = (p.slice_quads + kQuadsAtOnce - 1) / kQuadsAtOnce * kQuadsAtOnce;
+    panel.sums = reinterpret_cast<int32_t*>(images.scratch + line_quads * p.lines * kLineBytes);
   }
 
   // Addresses of row `row` of image `image`.

@@ -48,6 +48,9 @@ struct Panel {
   const uint8_t* residual;
   uint8_t* output;
   uint8_t* lines;
+  // Of the slice in work: its number, quads and first slot, and the sums of slices before, [channel][vector].
+  int64_t slice, first_quad, quads, first_slot;
+  int32_t* sums;
 };
 
 // Where the positions of one vector lie: each by its own offset, or each four at a constant distance.
@@ -121,18 +124,18 @@ void write_stream(const Int8BlocksPlan& p, const Int8Image& image, const Panel& 
   const int64_t positions = panel.positions + stream.more_rows * s.out_width;
   const int64_t pitch = p.lines * kLineBytes, step = s.stride_width * image.pixel_stride;
   for (int64_t kx = 0; kx < s.kernel_width; ++kx) {
-    const uint8_t* input =
-        panel.input + stream.row * image.row_stride + kx * s.dilation_width * image.pixel_stride;
+    const uint8_t* input = panel.input + stream.row * image.row_stride +
+                           kx * s.dilation_width * image.pixel_stride + panel.first_quad * 4;
     uint8_t* to = panel.lines + (stream.first_line + kx * stream.lines) * kLineBytes;
     for (int64_t first = 0; first < positions; first += kLanes, to += kLineBytes) {
       const int64_t* const offset = panel.input_offset + first;
       if (first + kLanes <= positions) {
-        write_lines(Positions(input, offset, step), p.quads, to, pitch);
+        write_lines(Positions(input, offset, step), panel.quads, to, pitch);
         continue;
       }
       int64_t existing[kLanes];  // with the last position again where there is none
       for (int64_t i = 0; i < kLanes; ++i) existing[i] = offset[std::min(i, positions - 1 - first)];
-      write_lines(AnyPositions(input, existing, step), p.quads, to, pitch);
+      write_lines(AnyPositions(input, existing, step), panel.quads, to, pitch);
     }
   }
 }
@@ -152,7 +155,7 @@ class ThreeTapStream {
  public:
   ThreeTapStream(const Int8BlocksPlan& p, const Int8Image& image, const Panel& panel,
                  const Int8BlocksStream& stream)
-      : input_(panel.input + stream.row * image.row_stride),
+      : input_(panel.input + stream.row * image.row_stride + panel.first_quad * 4),
         row_step_(p.shape.stride_height * image.row_stride),
         step_(image.pixel_stride),
         width_(p.shape.out_width),
@@ -164,7 +167,7 @@ class ThreeTapStream {
     const __m512i places = width_ == 8 ? _mm512_mask_add_epi32(lane, 0xff00, lane, _mm512_set1_epi32(8)) : lane;
     for (int kx = 0; kx < 3; ++kx) places_[kx] = _mm512_add_epi32(places, _mm512_set1_epi32(kx));
     uint8_t* to = panel.lines + stream.first_line * kLineBytes;
-    for (int64_t quad = 0; quad < p.quads; quad += kQuadsAtOnce, to += kQuadsAtOnce * pitch_) {
+    for (int64_t quad = 0; quad < panel.quads; quad += kQuadsAtOnce, to += kQuadsAtOnce * pitch_) {
       width_ == 8 ? write_row_pairs(quad * 4, to) : write_rows(quad * 4, to);
     }
   }
