@@ -86,14 +86,13 @@ inline void add_block(const Int8Block& block, const uint8_t* lines, ChannelSums<
 }
 
 template <int N>
-[[gnu::always_inline]] inline ChannelSums<N> multiply_channel(const Int8BlocksPlan& p, const Panel& panel,
-                                                              int64_t slot, int64_t channel) {
+[[gnu::always_inline]] inline ChannelSums<N> multiply_channel(const Int8BlocksPlan& p, int64_t slot,
+                                                              int64_t channel, const uint8_t* lines) {
   constexpr int kSets = sum_sets(N);
   ChannelSums<N> sums[kSets];
 #pragma GCC unroll 8
   for (int v = 0; v < N; ++v) {
-    sums[0].vector[v] = panel.slice == 0 ? set_ints(p.epilogue.compensation[channel])
-                                         : load_ints(panel.sums + (channel * N + v) * kLanes);
+    sums[0].vector[v] = set_ints(p.epilogue.compensation[channel]);
 #pragma GCC unroll 4
     for (int set = 1; set < kSets; ++set) sums[set].vector[v] = set_ints(0);
   }
@@ -102,10 +101,10 @@ template <int N>
 #pragma GCC unroll 1
   for (; end - block >= kSets; block += kSets) {
 #pragma GCC unroll 4
-    for (int set = 0; set < kSets; ++set) add_block(block[set], panel.lines, sums[set]);
+    for (int set = 0; set < kSets; ++set) add_block(block[set], lines, sums[set]);
   }
 #pragma GCC unroll 1
-  for (; kSets > 1 && block != end; ++block) add_block(*block, panel.lines, sums[0]);
+  for (; kSets > 1 && block != end; ++block) add_block(*block, lines, sums[0]);
 #pragma GCC unroll 4
   for (int set = 1; set < kSets; ++set) {
 #pragma GCC unroll 8
@@ -114,26 +113,13 @@ template <int N>
   return sums[0];
 }
 
-// A tile of channels in a slice that is not the last.
-template <int N>
-void compute_slice(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
-  const int64_t first = panel.first_slot + tile * kOutTile;
-  for (int64_t slot = first; slot < first + channels; ++slot) {
-    const int64_t channel = tile * kOutTile + p.channel[slot];
-    const ChannelSums<N> sums = multiply_channel<N>(p, panel, slot, channel);
-#pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) store_ints(panel.sums + (channel * N + v) * kLanes, sums.vector[v]);
-  }
-}
-
 // A tile of channels by way of its sums in memory.
 template <int N>
 void compute_by_sums(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
   alignas(64) int32_t sums[kMaxPositions * kOutTile];
-  const int64_t first = panel.first_slot + tile * kOutTile;
-  for (int64_t slot = first; slot < first + channels; ++slot) {
+  for (int64_t slot = tile * kOutTile; slot < tile * kOutTile + channels; ++slot) {
     const int64_t channel = p.channel[slot];
-    const ChannelSums<N> sum = multiply_channel<N>(p, panel, slot, tile * kOutTile + channel);
+    const ChannelSums<N> sum = multiply_channel<N>(p, slot, tile * kOutTile + channel, panel.lines);
     alignas(64) int32_t lanes[N * kLanes];
     for (int v = 0; v < N; ++v) store_ints(lanes + v * kLanes, sum.vector[v]);
     for (int i = 0; i < N * kLanes; ++i) sums[i * kOutTile + channel] = lanes[i];
@@ -151,24 +137,21 @@ void compute_by_sums(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, 
 
 #if PQK_ISA_LEVEL >= 2
 
-// A tile of channels whose codes stay in registers until they are bytes. They are clamped as bytes: the layer's
-// values before are in the range of int32 (see pack_blocks), and the packs saturate.
+// A tile of channels whose codes stay in registers until they are bytes.
 template <int N, bool HasResidual>
 void compute_codes(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
   constexpr int kGroups = (N + 3) / 4;
   TileCodes codes;
   const Int8Epilogue& e = p.epilogue;
   if (HasResidual) load_residual(panel, tile * kOutTile, kGroups, codes);
-  const Floats other = set_floats(e.residual_multiplier);
-  const Ints low = _mm512_set1_epi8(static_cast<char>(e.quant_min)),
-             high = _mm512_set1_epi8(static_cast<char>(e.quant_max)), zero = set_ints(e.residual_zero_point);
+  const Floats high = set_floats(static_cast<float>(e.quant_max)), other = set_floats(e.residual_multiplier);
+  const Ints low = _mm512_set1_epi8(static_cast<char>(e.quant_min)), zero = set_ints(e.residual_zero_point);
   // Takes bytes 4 v to 4 v + 3 of every 128-bit lane to the lane's numbers.
   const Ints first_bytes =
       _mm512_broadcast_i32x4(_mm_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1));
-  const int64_t first = panel.first_slot + tile * kOutTile;
-  for (int64_t slot = first; slot < first + channels; ++slot) {
+  for (int64_t slot = tile * kOutTile; slot < tile * kOutTile + channels; ++slot) {
     const int64_t in_tile = p.channel[slot], channel = tile * kOutTile + in_tile;
-    const ChannelSums<N> sums = multiply_channel<N>(p, panel, slot, channel);
+    const ChannelSums<N> sums = multiply_channel<N>(p, slot, channel, panel.lines);
     const Floats multiplier = set_floats(e.multiplier[channel]), bias = set_floats(e.bias[channel]);
 #pragma GCC unroll 2
     for (int g = 0; g < kGroups; ++g) {
@@ -186,11 +169,11 @@ void compute_codes(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, in
           const Ints residual = _mm512_shuffle_epi8(_mm512_load_si512(bytes), places);
           value = add(value, multiply(to_floats(subtract(residual, zero)), other));
         }
-        code[v] = round_to_ints(add(value, bias));
+        code[v] = round_to_ints(minimum(add(value, bias), high));
       }
       const Ints packed =
           _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3]));
-      _mm512_store_si512(bytes, _mm512_min_epu8(_mm512_max_epu8(packed, low), high));
+      _mm512_store_si512(bytes, _mm512_max_epu8(packed, low));
     }
   }
   store_tile(panel, tile * kOutTile, channels, kGroups, codes);
@@ -200,7 +183,6 @@ void compute_codes(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, in
 
 template <int N>
 void compute_tile(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
-  if (panel.slice < p.slices - 1) return compute_slice<N>(p, panel, tile, channels);
 #if PQK_ISA_LEVEL >= 2
   if (!p.epilogue.float_output) {
     p.epilogue.has_residual ? compute_codes<N, true>(p, panel, tile, channels)
@@ -218,17 +200,12 @@ constexpr auto tile_table(std::integer_sequence<int, N...>) {
 }
 constexpr auto kTiles = tile_table(std::make_integer_sequence<int, kMaxVectors>());  // [vectors - 1]
 
-void compute_panel(const Int8BlocksPlan& p, const Int8Image& input, Panel& panel) {
+void compute_panel(const Int8BlocksPlan& p, const Int8Image& input, const Panel& panel) {
+  write_streams(p, input, panel);
   const int64_t vectors = (panel.positions + kLanes - 1) / kLanes;
-  for (panel.slice = 0; panel.slice < p.slices; ++panel.slice) {
-    panel.first_quad = panel.slice * p.slice_quads;
-    panel.quads = std::min(p.slice_quads, p.quads - panel.first_quad);
-    panel.first_slot = panel.slice * p.slots;
-    write_streams(p, input, panel);
-    for (int64_t first = 0; first < p.shape.out_channels; first += kOutTile) {
-      const int64_t channels = std::min(kOutTile, p.shape.out_channels - first);
-      kTiles[vectors - 1](p, panel, first / kOutTile, channels);
-    }
+  for (int64_t first = 0; first < p.shape.out_channels; first += kOutTile) {
+    const int64_t channels = std::min(kOutTile, p.shape.out_channels - first);
+    kTiles[vectors - 1](p, panel, first / kOutTile, channels);
   }
 }
 
@@ -237,17 +214,11 @@ struct Walk {
   const Int8BlocksPlan& p;
   const Int8ConvImages& images;
   int64_t row_begin, rows;
-  bool own_addresses;  // whoever writes lines needs no offsets of positions
   Steps input, residual, output;
   Panel panel;
 
   Walk(const Int8BlocksPlan& plan, const Int8ConvImages& all, int64_t begin, int64_t end)
-      : p(plan),
-        images(all),
-        row_begin(begin),
-        rows(end - begin),
-        own_addresses(takes_three_taps(plan)),
-        residual{} {
+      : p(plan), images(all), row_begin(begin), rows(end - begin), residual{} {
     const Conv2dShape& s = p.shape;
     input = {images.step, s.stride_height * images.input.row_stride,
              s.stride_width * images.input.pixel_stride};
@@ -261,8 +232,6 @@ struct Walk {
       output = {images.step, images.output.row_stride, images.output.pixel_stride};
     }
     panel.lines = images.scratch;
-    const int64_t line_quads = (p.slice_quads + kQuadsAtOnce - 1) / kQuadsAtOnce * kQuadsAtOnce;
-    panel.sums = reinterpret_cast<int32_t*>(images.scratch + line_quads * p.lines * kLineBytes);
   }
 
   // Addresses of row `row` of image `image`.
@@ -283,7 +252,7 @@ struct Walk {
   void set_positions(int64_t of_rows, int64_t first, int64_t count, int64_t more) {
     const int64_t width = p.shape.out_width;
     panel.positions = count;
-    if (!own_addresses) set_offsets(input, of_rows, width, first, count + more, panel.input_offset);
+    set_offsets(input, of_rows, width, first, count + more, panel.input_offset);
     set_offsets(output, of_rows, width, first, count, panel.output_offset);
     if (images.residual != nullptr) set_offsets(residual, of_rows, width, first, count, panel.residual_offset);
   }

@@ -48,9 +48,6 @@ struct Panel {
   const uint8_t* residual;
   uint8_t* output;
   uint8_t* lines;
-  // Of the slice in work: its number, quads and first slot, and the sums of slices before, [channel][vector].
-  int64_t slice, first_quad, quads, first_slot;
-  int32_t* sums;
 };
 
 // Where the positions of one vector lie: each by its own offset, or each four at a constant distance.
@@ -124,38 +121,37 @@ void write_stream(const Int8BlocksPlan& p, const Int8Image& image, const Panel& 
   const int64_t positions = panel.positions + stream.more_rows * s.out_width;
   const int64_t pitch = p.lines * kLineBytes, step = s.stride_width * image.pixel_stride;
   for (int64_t kx = 0; kx < s.kernel_width; ++kx) {
-    const uint8_t* input = panel.input + stream.row * image.row_stride +
-                           kx * s.dilation_width * image.pixel_stride + panel.first_quad * 4;
+    const uint8_t* input =
+        panel.input + stream.row * image.row_stride + kx * s.dilation_width * image.pixel_stride;
     uint8_t* to = panel.lines + (stream.first_line + kx * stream.lines) * kLineBytes;
     for (int64_t first = 0; first < positions; first += kLanes, to += kLineBytes) {
       const int64_t* const offset = panel.input_offset + first;
       if (first + kLanes <= positions) {
-        write_lines(Positions(input, offset, step), panel.quads, to, pitch);
+        write_lines(Positions(input, offset, step), p.quads, to, pitch);
         continue;
       }
       int64_t existing[kLanes];  // with the last position again where there is none
       for (int64_t i = 0; i < kLanes; ++i) existing[i] = offset[std::min(i, positions - 1 - first)];
-      write_lines(AnyPositions(input, existing, step), panel.quads, to, pitch);
+      write_lines(AnyPositions(input, existing, step), p.quads, to, pitch);
     }
   }
 }
 
-// Kernels 3 taps wide, of stride 1, over rows of whole lines or of half lines.
-inline bool takes_three_taps(const Int8BlocksPlan& p) {
-  const Conv2dShape& s = p.shape;
-  return PQK_ISA_LEVEL >= 2 && p.panel_rows > 0 && s.kernel_width == 3 && s.stride_width == 1 &&
-         s.dilation_width == 1 && (s.out_width % kLanes == 0 || s.out_width == kLanes / 2);
-}
-
 #if PQK_ISA_LEVEL >= 2
 
-// For them every pixel is brought into vectors once, and the taps' copies are taken from two neighbouring
-// vectors.
+// Kernels 3 taps wide, of stride 1, over rows of a multiple of 16 pixels or of 8: every pixel is brought into
+// vectors once, and the copies for the taps are taken from two neighbouring vectors.
 class ThreeTapStream {
  public:
+  static bool takes(const Int8BlocksPlan& p) {
+    const Conv2dShape& s = p.shape;
+    return p.panel_rows > 0 && s.kernel_width == 3 && s.stride_width == 1 && s.dilation_width == 1 &&
+           (s.out_width % kLanes == 0 || s.out_width == kLanes / 2);
+  }
+
   ThreeTapStream(const Int8BlocksPlan& p, const Int8Image& image, const Panel& panel,
                  const Int8BlocksStream& stream)
-      : input_(panel.input + stream.row * image.row_stride + panel.first_quad * 4),
+      : input_(panel.input + stream.row * image.row_stride),
         row_step_(p.shape.stride_height * image.row_stride),
         step_(image.pixel_stride),
         width_(p.shape.out_width),
@@ -167,7 +163,7 @@ class ThreeTapStream {
     const __m512i places = width_ == 8 ? _mm512_mask_add_epi32(lane, 0xff00, lane, _mm512_set1_epi32(8)) : lane;
     for (int kx = 0; kx < 3; ++kx) places_[kx] = _mm512_add_epi32(places, _mm512_set1_epi32(kx));
     uint8_t* to = panel.lines + stream.first_line * kLineBytes;
-    for (int64_t quad = 0; quad < panel.quads; quad += kQuadsAtOnce, to += kQuadsAtOnce * pitch_) {
+    for (int64_t quad = 0; quad < p.quads; quad += kQuadsAtOnce, to += kQuadsAtOnce * pitch_) {
       width_ == 8 ? write_row_pairs(quad * 4, to) : write_rows(quad * 4, to);
     }
   }
@@ -185,10 +181,10 @@ class ThreeTapStream {
       QuadVectors here = load_quads<16>(pixels(row, 0), offset);
       for (int64_t x = 16; x < width_; x += 16, to += kLineBytes) {
         const QuadVectors next = load_quads<16>(pixels(row, x), offset);
-        write_copies<false>(here, next, to);
+        write_copies(here, next, to);
         here = next;
       }
-      write_copies<false>(here, load_quads<2>(pixels(row, width_), offset), to);
+      write_copies(here, load_quads<2>(pixels(row, width_), offset), to);
       to += kLineBytes;
     }
   }
@@ -196,19 +192,16 @@ class ThreeTapStream {
   void write_row_pairs(int64_t offset, uint8_t* to) const {
     for (int64_t row = 0; row < rows_; row += 2, to += kLineBytes) {
       const int64_t second = std::min(row + 1, rows_ - 1);
-      write_copies<true>(load_quads<10>(pixels(row, 0), offset), load_quads<10>(pixels(second, 0), offset), to);
+      write_copies(load_quads<10>(pixels(row, 0), offset), load_quads<10>(pixels(second, 0), offset), to);
     }
   }
 
-  template <bool kPairs>
   [[gnu::always_inline]] void write_copies(const QuadVectors& a, const QuadVectors& b, uint8_t* to) const {
 #pragma GCC unroll 4
     for (int i = 0; i < kQuadsAtOnce; ++i, to += pitch_) {
 #pragma GCC unroll 3
       for (int kx = 0; kx < 3; ++kx) {
-        const bool as_is = !kPairs && kx == 0;
-        _mm512_store_si512(to + kx * copy_,
-                           as_is ? a.quad[i] : _mm512_permutex2var_epi32(a.quad[i], places_[kx], b.quad[i]));
+        _mm512_store_si512(to + kx * copy_, _mm512_permutex2var_epi32(a.quad[i], places_[kx], b.quad[i]));
       }
     }
   }
@@ -223,7 +216,7 @@ class ThreeTapStream {
 void write_streams(const Int8BlocksPlan& p, const Int8Image& image, const Panel& panel) {
   for (int64_t i = 0; i < p.stream_count; ++i) {
 #if PQK_ISA_LEVEL >= 2
-    if (takes_three_taps(p)) {
+    if (ThreeTapStream::takes(p)) {
       ThreeTapStream(p, image, panel, p.streams[i]);
       continue;
     }

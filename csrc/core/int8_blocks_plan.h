@@ -30,10 +30,7 @@ struct Int8Block {
 struct Int8BlocksPlan {
   Conv2dShape shape;
   Int8Epilogue epilogue;
-  int64_t quads;  // of input channels
-  // Where the lines of all quads do not fit the first-level cache, panels are computed slice by slice of so
-  // many quads, with int32 sums kept behind the lines in scratch.
-  int64_t slice_quads, slices;
+  int64_t quads;    // of input channels
   int64_t vectors;  // of positions in a panel, at most
   // Output rows of one image in a panel; 0 where panels go on over rows and images, which streams then cannot.
   int64_t panel_rows;
@@ -41,11 +38,10 @@ struct Int8BlocksPlan {
   const Int8BlocksStream* streams;
   int64_t stream_count;
   // The channels of a tile in order of their number of blocks: a loop that often ends after as many rounds as
-  // last time is predicted well. Slot i of slice s has blocks [begin[j], begin[j + 1]), j = s * slots + i.
+  // last time is predicted well. Slot i's blocks are [begin[i], begin[i + 1]).
   const Int8Block* blocks;
-  int64_t slots;           // channels, rounded up to whole tiles
-  const uint32_t* begin;   // [slices * slots + 1]
-  const uint8_t* channel;  // [slices * slots]: of the slot's tile
+  const uint32_t* begin;   // [tiles * kOutTile + 1]
+  const uint8_t* channel;  // [tiles * kOutTile]: of the slot's tile
 };
 
 constexpr int64_t kMaxBlockVectors = 8;

@@ -19,6 +19,7 @@ class DirectConv2d final : public PackedConv2d {
   const char* kernel_name() const override { return "direct"; }
 
  private:
+  void set_border(int32_t zero_point);
   void pack_weight(const int8_t* weight, WeightFormat format);
 
   Int8DirectPlan plan_;
@@ -42,6 +43,7 @@ DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   plan_.tiles = (plan_.group_out + kOutTile - 1) / kOutTile;
   plan_.tap_quads = (plan_.group_in + 3) / 4;
   plan_.row_quads = shape.kernel_width * plan_.tap_quads;
+  set_border(constants.input_zero_point);
   plan_.panel = std::min(format.max_panel, panel_tiles(plan_));
   pack_weight(constants.weight, format.weight);
   epilogue_ = std::make_unique<PackedEpilogue>(constants, shape.groups * plan_.tiles * kOutTile);
@@ -69,6 +71,16 @@ void DirectConv2d::run_panels(const Int8ConvImages& images, int64_t row_begin, i
   part.epilogue.bias += channel;
   Int8Image residual;
   kernel_(part, from_channel(images, channel, &residual), row_begin, row_end);
+}
+
+void DirectConv2d::set_border(int32_t zero_point) {
+  const Conv2dShape& s = plan_.shape;
+  const bool padded = s.pad_top > 0 || s.pad_left > 0 || s.pad_bottom > 0 || s.pad_right > 0;
+  const int64_t last = (s.out_width - 1) * s.stride_width - s.pad_left + s.kernel_width - 1;  // tap
+  plan_.skips_border = zero_point == 0 && padded;
+  const bool adjacent = plan_.skips_border && s.dilation_width == 1 && s.kernel_width > 1;
+  plan_.skips_left = adjacent && s.pad_left == 1;
+  plan_.skips_right = adjacent && last == s.in_width;
 }
 
 // Where the weights of the four codes of a quad lie among one output channel's weights; -1 where a code has

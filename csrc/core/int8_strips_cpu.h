@@ -21,26 +21,27 @@ struct PixelGrid {
   OutputPixel output;
   Distances in, residual, out;
 
-  // Output rows [row, row + rows) for the group whose first input channel, and the output channel, is given.
+  // Output rows [row, row + rows), from the first channels on. May `join` rows and images to longer rows.
   PixelGrid(const Conv2dShape& s, bool float_output, const Int8ConvImages& from, int64_t row, int64_t row_count,
-            int64_t in_channel, int64_t out_channel)
+            bool join)
       : width(s.out_width), rows(row_count), images(from.count), residual{} {
     in = {s.stride_width * from.input.pixel_stride, s.stride_height * from.input.row_stride, from.step};
-    input = from.input.data + in_channel - s.pad_top * from.input.row_stride -
-            s.pad_left * from.input.pixel_stride + row * in.row;
+    input = from.input.data - s.pad_top * from.input.row_stride - s.pad_left * from.input.pixel_stride +
+            row * in.row;
     if (float_output) {
       const int64_t pixel = s.out_channels * static_cast<int64_t>(sizeof(float));
       out = {pixel, width * pixel, from.float_step * static_cast<int64_t>(sizeof(float))};
-      output.output = reinterpret_cast<uint8_t*>(from.float_output + out_channel) + row * out.row;
+      output.output = reinterpret_cast<uint8_t*>(from.float_output) + row * out.row;
     } else {
       out = {from.output.pixel_stride, from.output.row_stride, from.step};
-      output.output = from.output.data + out_channel + row * out.row;
+      output.output = from.output.data + row * out.row;
     }
     output.residual = nullptr;
     if (from.residual != nullptr) {
       residual = {from.residual->pixel_stride, from.residual->row_stride, from.step};
-      output.residual = from.residual->data + out_channel + row * residual.row;
+      output.residual = from.residual->data + row * residual.row;
     }
+    if (!join) return;
     join_rows();
     if (rows > 1) return;
     rows = images;
