@@ -96,6 +96,24 @@ def test_each_instruction_set_has_its_code() -> None:
     assert {"%zmm", "vpdpbusd"} <= seen["avx512vnni"]
 
 
+# Functions that hold a kernel's innermost loops and nothing else that needs many registers.
+INNERMOST = (r"\bmultiply_tile<\d+>\(.*\bGatherProgram\b",)
+
+
+@pytest.mark.parametrize("function", INNERMOST)
+def test_innermost_loops_keep_vectors_in_registers(function: str) -> None:
+    """A sum or window on the stack, where the compiler puts what it finds no register for, halves the speed."""
+    checked, spilled = set(), {}
+    for symbol, mnemonic, operands in instructions(disassemble(library_path("libpqk_core.so"))):
+        if not _CHOSEN_BY_CPU.search(symbol) or not re.search(function, symbol):
+            continue
+        checked.add(symbol)
+        if re.search(r"%[yz]mm", operands) and re.search(r"\(%r[sb]p", operands):
+            spilled.setdefault(symbol, f"{mnemonic}{operands}")
+    assert len(checked) > 10
+    assert spilled == {}
+
+
 def test_a_misplaced_instruction_is_found() -> None:
     listing = """
 0000000000001000 <_GLOBAL__sub_I_codec.cpp>:
