@@ -11,6 +11,7 @@ struct AddParams {
   int32_t zero_point_a, zero_point_b;
   float multiplier_a, multiplier_b, bias;
   int32_t quant_min, quant_max;
+  bool fits_int32;  // every value before it is rounded
 };
 
 using AddKernel = void(const AddParams&, const Int8Image& a, const Int8Image& b, const Int8Image& output,

@@ -10,15 +10,15 @@ namespace {
 #if defined(PQK_X86_64)
 
 struct Term {
-  Floats zero_point, multiplier;
+  Floats unbiased, multiplier;
 
   Term(int32_t zero_point, float multiplier)
-      : zero_point(set_floats(kFloatBias + static_cast<float>(zero_point))),
-        multiplier(set_floats(multiplier)) {}
-  Floats operator()(Floats biased) const { return multiply(subtract(biased, zero_point), multiplier); }
+      : unbiased(set_floats(unbias(zero_point))), multiplier(set_floats(multiplier)) {}
+  Floats operator()(Floats biased) const { return multiply(add_by_product(biased, unbiased), multiplier); }
 };
 
-void add_run(const AddParams& p, const uint8_t* a, const uint8_t* b, uint8_t* out, int64_t count) {
+template <bool clamps_early>
+void add_blocks(const AddParams& p, const uint8_t* a, const uint8_t* b, uint8_t* out, int64_t count) {
   const Term first(p.zero_point_a, p.multiplier_a), second(p.zero_point_b, p.multiplier_b);
   const Floats bias = set_floats(p.bias);
   const CodeRange range(p.quant_min, p.quant_max);
@@ -29,8 +29,12 @@ void add_run(const AddParams& p, const uint8_t* a, const uint8_t* b, uint8_t* ou
     for (int v = 0; v < 4; ++v) {
       sum.vector[v] = add(add(first(sum.vector[v]), second(other.vector[v])), bias);
     }
-    store_first(out + i, range.codes(sum), count - i);
+    store_first(out + i, range.codes<clamps_early>(sum), count - i);
   }
+}
+
+void add_run(const AddParams& p, const uint8_t* a, const uint8_t* b, uint8_t* out, int64_t count) {
+  p.fits_int32 ? add_blocks<false>(p, a, b, out, count) : add_blocks<true>(p, a, b, out, count);
 }
 
 #else

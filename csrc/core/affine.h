@@ -12,6 +12,7 @@ struct AffineParams {
   const float* multiplier;    // [channels]
   const float* bias;          // [channels]
   int32_t quant_min, quant_max;
+  bool fits_int32;  // every value before it is rounded
 };
 
 using AffineKernel = void(const AffineParams&, const Int8Image& input, const Int8Image& output,

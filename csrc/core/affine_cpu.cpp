@@ -10,14 +10,13 @@ namespace {
 #if defined(PQK_X86_64)
 
 // One block of channels, whose constants stay in registers over all rows.
-void affine_channels(const AffineParams& p, int64_t first, const Int8Image& input, const Int8Image& output,
-                     int64_t row_begin, int64_t row_end) {
+template <bool clamps_early>
+void affine_block(const AffineParams& p, int64_t first, const Int8Image& input, const Int8Image& output,
+                  int64_t row_begin, int64_t row_end) {
   const int64_t left = p.channels - first, count = left < kBlock ? left : kBlock;
-  float biased_zero_point[kBlock];
-  for (int64_t c = 0; c < count; ++c) {
-    biased_zero_point[c] = kFloatBias + static_cast<float>(p.zero_point[first + c]);
-  }
-  const FloatBlock zero_point = load_constants(biased_zero_point, count);
+  float unbiased[kBlock];
+  for (int64_t c = 0; c < count; ++c) unbiased[c] = unbias(p.zero_point[first + c]);
+  const FloatBlock zero_point = load_constants(unbiased, count);
   const FloatBlock multiplier = load_constants(p.multiplier + first, count);
   const FloatBlock bias = load_constants(p.bias + first, count);
   const CodeRange range(p.quant_min, p.quant_max);
@@ -29,12 +28,19 @@ void affine_channels(const AffineParams& p, int64_t first, const Int8Image& inpu
       FloatBlock value = biased_floats(load_bytes(in));
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        const Floats product = multiply(subtract(value.vector[i], zero_point.vector[i]), multiplier.vector[i]);
-        value.vector[i] = add(product, bias.vector[i]);
+        const Floats product =
+            multiply(add_by_product(value.vector[i], zero_point.vector[i]), multiplier.vector[i]);
+        value.vector[i] = add_by_product(product, bias.vector[i]);
       }
-      store_first(out, range.codes(value), count);
+      store_first(out, range.codes<clamps_early>(value), count);
     }
   }
+}
+
+void affine_channels(const AffineParams& p, int64_t first, const Int8Image& input, const Int8Image& output,
+                     int64_t row_begin, int64_t row_end) {
+  p.fits_int32 ? affine_block<false>(p, first, input, output, row_begin, row_end)
+               : affine_block<true>(p, first, input, output, row_begin, row_end);
 }
 
 #else

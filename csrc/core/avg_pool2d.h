@@ -20,6 +20,7 @@ struct AvgPool2dParams {
   int32_t zero_point;
   float multiplier, bias;
   int32_t quant_min, quant_max;
+  bool fits_int32;  // every value before it is rounded
 };
 
 using AvgPool2dKernel = void(const AvgPool2dParams&, const Int8Image& input, const Int8Image& output,

@@ -70,7 +70,7 @@ void pool_block(const AvgPool2dParams& p, const Window& window, int64_t count, u
   for (int i = 0; i < 4; ++i) {
     values.vector[i] = add(multiply(to_floats(subtract(sums.vector[i], offset)), multiplier), bias);
   }
-  store_first(out, range.codes(values), count);
+  store_first(out, p.fits_int32 ? range.codes<false>(values) : range.codes<true>(values), count);
 }
 
 #else

@@ -26,6 +26,7 @@ inline Ints high_words(Ints a, Ints b) { return _mm512_unpackhi_epi16(a, b); }
 inline Ints pack_words(Ints a, Ints b) { return _mm512_packs_epi32(a, b); }
 inline Ints pack_bytes(Ints a, Ints b) { return _mm512_packus_epi16(a, b); }
 inline Ints maximum_bytes(Ints a, Ints b) { return _mm512_max_epu8(a, b); }
+inline Ints minimum_bytes(Ints a, Ints b) { return _mm512_min_epu8(a, b); }
 inline Ints set_bytes(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
 inline Ints set_words(int16_t x) { return _mm512_set1_epi16(x); }
 inline Ints add_words(Ints a, Ints b) { return _mm512_add_epi16(a, b); }
@@ -37,7 +38,7 @@ inline Floats load_fours(const float* p) {
       _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 32)), _mm_loadu_ps(p + 48), 1);
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
-inline Floats subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 #elif PQK_ISA_LEVEL == 1
 inline Ints load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline void store_bytes(uint8_t* p, Ints a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
@@ -48,6 +49,7 @@ inline Ints high_words(Ints a, Ints b) { return _mm256_unpackhi_epi16(a, b); }
 inline Ints pack_words(Ints a, Ints b) { return _mm256_packs_epi32(a, b); }
 inline Ints pack_bytes(Ints a, Ints b) { return _mm256_packus_epi16(a, b); }
 inline Ints maximum_bytes(Ints a, Ints b) { return _mm256_max_epu8(a, b); }
+inline Ints minimum_bytes(Ints a, Ints b) { return _mm256_min_epu8(a, b); }
 inline Ints set_bytes(uint8_t x) { return _mm256_set1_epi8(static_cast<char>(x)); }
 inline Ints set_words(int16_t x) { return _mm256_set1_epi16(x); }
 inline Ints add_words(Ints a, Ints b) { return _mm256_add_epi16(a, b); }
@@ -55,7 +57,7 @@ inline Floats as_floats(Ints a) { return _mm256_castsi256_ps(a); }
 inline Floats load_fours(const float* p) {
   return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 16), 1);
 }
-inline Floats subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 #else
 inline Ints load_bytes(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
 inline void store_bytes(uint8_t* p, Ints a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), a); }
@@ -66,12 +68,12 @@ inline Ints high_words(Ints a, Ints b) { return _mm_unpackhi_epi16(a, b); }
 inline Ints pack_words(Ints a, Ints b) { return _mm_packs_epi32(a, b); }
 inline Ints pack_bytes(Ints a, Ints b) { return _mm_packus_epi16(a, b); }
 inline Ints maximum_bytes(Ints a, Ints b) { return _mm_max_epu8(a, b); }
+inline Ints minimum_bytes(Ints a, Ints b) { return _mm_min_epu8(a, b); }
 inline Ints set_bytes(uint8_t x) { return _mm_set1_epi8(static_cast<char>(x)); }
 inline Ints set_words(int16_t x) { return _mm_set1_epi16(x); }
 inline Ints add_words(Ints a, Ints b) { return _mm_add_epi16(a, b); }
 inline Floats as_floats(Ints a) { return _mm_castsi128_ps(a); }
 inline Floats load_fours(const float* p) { return _mm_loadu_ps(p); }
-inline Floats subtract(Floats a, Floats b) { return _mm_sub_ps(a, b); }
 #endif
 
 #if PQK_ISA_LEVEL < 2
@@ -81,6 +83,15 @@ inline void store_bytes(uint8_t* p, Ints a, int64_t count) {
   memcpy(p, bytes, static_cast<size_t>(count));
 }
 #endif
+
+// a + b, bit for bit, in the units that multiply: the others are busy with conversions.
+inline Floats add_by_product(Floats a, Floats b) {
+#if PQK_ISA_LEVEL >= 1
+  return multiply_add(a, set_floats(1.0f), b);
+#else
+  return add(a, b);
+#endif
+}
 
 // The first `count` bytes, all of them at most.
 inline void store_first(uint8_t* p, Ints a, int64_t count) {
@@ -95,8 +106,10 @@ struct FloatBlock {
 };
 
 // A code as the low bits of a float with this value's exponent is kFloatBias + code, without a conversion; less
-// kFloatBias + zero_point it is the exact difference.
+// kFloatBias + zero_point (plus unbias(zero_point)) it is the exact difference.
 constexpr float kFloatBias = 8388608.0f;  // 2^23, 0x4b000000
+
+inline float unbias(int32_t zero_point) { return -(kFloatBias + static_cast<float>(zero_point)); }
 
 inline FloatBlock biased_floats(Ints codes) {
   const Ints zero = set_ints(0), exponent = set_words(0x4b00);
@@ -118,20 +131,27 @@ inline FloatBlock load_constants(const float* constants, int64_t count) {
   return block;
 }
 
-// to_code of numerics.h. quant_max is clamped before the conversion; a value below the range of int32 converts
-// to INT32_MIN, which the saturating packs take to 0.
+// to_code of numerics.h. The packs saturate to 0..255. Where values may not fit int32, `clamps_early`,
+// quant_max is clamped before the conversion; a value below the range then converts to INT32_MIN, which packs
+// to 0.
 struct CodeRange {
-  Floats quant_max;
-  Ints quant_min;
+  Floats early_max;
+  Ints quant_min, quant_max;
 
   CodeRange(int32_t low, int32_t high)
-      : quant_max(set_floats(static_cast<float>(high))), quant_min(set_bytes(static_cast<uint8_t>(low))) {}
+      : early_max(set_floats(static_cast<float>(high))),
+        quant_min(set_bytes(static_cast<uint8_t>(low))),
+        quant_max(set_bytes(static_cast<uint8_t>(high))) {}
 
+  template <bool clamps_early>
   Ints codes(const FloatBlock& values) const {
     Ints ints[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) ints[i] = round_to_ints(minimum(values.vector[i], quant_max));
-    return maximum_bytes(pack_bytes(pack_words(ints[0], ints[1]), pack_words(ints[2], ints[3])), quant_min);
+    for (int i = 0; i < 4; ++i) {
+      ints[i] = round_to_ints(clamps_early ? minimum(values.vector[i], early_max) : values.vector[i]);
+    }
+    const Ints bytes = pack_bytes(pack_words(ints[0], ints[1]), pack_words(ints[2], ints[3]));
+    return maximum_bytes(minimum_bytes(bytes, quant_max), quant_min);
   }
 };
 

@@ -1,7 +1,7 @@
 #include <algorithm>
-#include <cmath>
 
 #include "core/int8_packing.h"
+#include "core/numerics.h"
 
 namespace pqk {
 namespace {
@@ -65,12 +65,10 @@ Depthwise3x3Conv2d::Depthwise3x3Conv2d(const Conv2dShape& shape, const Conv2dCon
 }
 
 // The kernel clamps after it has converted to int32, which every value must fit.
-bool fits_int32(const Conv2dShape& shape, const Conv2dConstants& constants) {
-  constexpr double kSum = 9.0 * 255 * 128, kLimit = 1e9;
+bool all_fit_int32(const Conv2dShape& shape, const Conv2dConstants& constants) {
+  constexpr double kSum = kTaps * kTaps * 255 * 128;
   for (int64_t c = 0; c < shape.out_channels; ++c) {
-    const double largest =
-        kSum * std::fabs(double{constants.multiplier[c]}) + std::fabs(double{constants.bias[c]});
-    if (!(largest < kLimit)) return false;
+    if (!fits_int32(kSum, double{constants.multiplier[c]}, double{constants.bias[c]})) return false;
   }
   return true;
 }
@@ -84,7 +82,7 @@ std::unique_ptr<PackedConv2d> pack_depthwise3x3(const Conv2dShape& shape, const 
                       shape.dilation_height == 1 && shape.dilation_width == 1 &&
                       shape.stride_height == shape.stride_width && shape.stride_height <= 2;
   if (!depthwise || !window || constants.float_output || constants.has_residual ||
-      active_int8_depthwise3x3_lanes()() != kLanes || !fits_int32(shape, constants)) {
+      active_int8_depthwise3x3_lanes()() != kLanes || !all_fit_int32(shape, constants)) {
     return nullptr;
   }
   return std::make_unique<Depthwise3x3Conv2d>(shape, constants);

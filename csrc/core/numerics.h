@@ -60,6 +60,11 @@ PQK_HOST_DEVICE inline uint8_t to_code(float value, float quant_min, float quant
   return static_cast<uint8_t>(clamp_float(rintf(value), quant_min, quant_max));
 }
 
+// Whether every |value| <= `range` * |multiplier| + |bias| converts to int32 with room for rounding.
+inline bool fits_int32(double range, double multiplier, double bias) {
+  return range * std::fabs(multiplier) + std::fabs(bias) < 1e9;
+}
+
 // exp(x) for x <= 0 in plain float32 steps (Cody-Waite reduction, degree-6 polynomial), so that softmax has
 // the same bits everywhere; at most 2 ulp from the true value. Below -87 the result is 0.
 PQK_HOST_DEVICE inline float exp_nonpositive(float x) {

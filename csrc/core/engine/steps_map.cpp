@@ -1,7 +1,10 @@
+#include <cmath>
+
 #include "core/add.h"
 #include "core/affine.h"
 #include "core/engine/steps.h"
 #include "core/lookup.h"
+#include "core/numerics.h"
 #include "core/quantize_image.h"
 #include "core/softmax.h"
 
@@ -32,9 +35,17 @@ std::unique_ptr<Step> dequantize(const StepContext& context) {
 std::unique_ptr<Step> add(const StepContext& context) {
   const Value& out = context.out();
   const Attributes& a = context.node.attributes;
-  const AddParams params{
-      out.channels,   out.width, context.in(0).zero_point, context.in(1).zero_point, a.multiplier_a,
-      a.multiplier_b, a.bias,    context.quant_min(),      context.quant_max()};
+  const double multiplier = std::fabs(double{a.multiplier_a}) + std::fabs(double{a.multiplier_b});
+  const AddParams params{out.channels,
+                         out.width,
+                         context.in(0).zero_point,
+                         context.in(1).zero_point,
+                         a.multiplier_a,
+                         a.multiplier_b,
+                         a.bias,
+                         context.quant_min(),
+                         context.quant_max(),
+                         fits_int32(255, multiplier, double{a.bias})};
   return step_of(
       "add", out.height, 3 * out.numel(), kBytesPerThread,
       [kernel = active_add_kernel(), params, first = context.in_image(0), second = context.in_image(1),
@@ -53,9 +64,13 @@ std::unique_ptr<Step> affine(const StepContext& context) {
   Channels channels{{node.zero_point, node.zero_point + out.channels},
                     {node.multiplier, node.multiplier + out.channels},
                     {node.bias, node.bias + out.channels}};
+  bool fit = true;
+  for (size_t c = 0; c < channels.bias.size(); ++c) {
+    fit = fit && fits_int32(255, double{channels.multiplier[c]}, double{channels.bias[c]});
+  }
   const AffineParams params{
       out.channels,         out.width,           channels.zero_point.data(), channels.multiplier.data(),
-      channels.bias.data(), context.quant_min(), context.quant_max()};
+      channels.bias.data(), context.quant_min(), context.quant_max(),        fit};
   return step_of(
       "affine", out.height, 2 * out.numel(), kBytesPerThread,
       [kernel = active_affine_kernel(), params, channels = std::move(channels), input = context.in_image(),

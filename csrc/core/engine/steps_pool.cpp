@@ -1,6 +1,7 @@
 #include "core/avg_pool2d.h"
 #include "core/engine/steps.h"
 #include "core/max_pool2d.h"
+#include "core/numerics.h"
 
 namespace pqk::engine {
 namespace {
@@ -42,9 +43,17 @@ std::unique_ptr<Step> avg_pool(const StepContext& context, const char* name, std
                                std::vector<PoolSpan> columns, int64_t divisor) {
   const Value& out = context.out();
   const Attributes& a = context.node.attributes;
-  const AvgPool2dParams params{
-      out.channels, out.width, rows.data(),         columns.data(),     divisor, context.in().zero_point,
-      a.multiplier, a.bias,    context.quant_min(), context.quant_max()};
+  const AvgPool2dParams params{out.channels,
+                               out.width,
+                               rows.data(),
+                               columns.data(),
+                               divisor,
+                               context.in().zero_point,
+                               a.multiplier,
+                               a.bias,
+                               context.quant_min(),
+                               context.quant_max(),
+                               fits_int32(255, double{a.multiplier}, double{a.bias})};
   return step_of(name, out.height, context.in().numel() + out.numel(), kBytesPerThread,
                  [kernel = active_avg_pool2d_kernel(), params, rows = std::move(rows),
                   columns = std::move(columns), input = context.in_image(),
