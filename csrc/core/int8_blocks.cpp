@@ -1,6 +1,7 @@
 #include "core/int8_blocks_plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <numeric>
 #include <vector>
@@ -12,8 +13,10 @@ namespace {
 
 // The scratch memory of a panel should leave the weights room in the first-level cache.
 constexpr int64_t kPanelBytes = 40 << 10;
-// From the second-level cache, few vectors a block cost more than their lines' way.
-constexpr int64_t kMostPanelBytes = 400 << 10;
+// Of a slice, where lines of all channels need more.
+constexpr int64_t kSliceBytes = 28 << 10;
+// With fewer vectors than this, loads of weights slow blocks down as much as the second-level cache does.
+constexpr int64_t kSliceVectors = 3;
 // Layers that need more are not worth it: their codes would come from memory.
 constexpr int64_t kMostScratchBytes = 4 << 20;
 
@@ -22,10 +25,7 @@ struct Lines {
   int64_t vectors = 0, panel_rows = 0, lines = 0;
   std::vector<Int8BlocksStream> streams;
   std::vector<int64_t> tap_line;  // [ky * kernel_width + kx]: the line of a panel's first vector
-
-  int64_t bytes(int64_t quads, int64_t lanes) const {
-    return (quads + kQuadsAtOnce - 1) / kQuadsAtOnce * kQuadsAtOnce * lines * lanes * 4;
-  }
+  int64_t slice_quads = 0;        // at most, in memory at once
 };
 
 // Appends a stream with its copies.
@@ -78,17 +78,24 @@ Lines lines_of_rows(const Conv2dShape& s, int64_t vectors, int64_t lanes) {
   return result;
 }
 
+int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+
 // For panels of at most `most` vectors.
 Lines choose_lines(const Conv2dShape& s, int64_t lanes, int64_t most) {
-  const int64_t quads = (s.in_channels + 3) / 4;
+  const int64_t quads = round_up((s.in_channels + 3) / 4, kQuadsAtOnce);
   for (int64_t vectors = most;; vectors /= 2) {
     const Lines rows = lines_of_rows(s, vectors, lanes);
     const Lines positions = lines_of_positions(s, vectors);
     const bool shares = !rows.streams.empty() && 2 * rows.vectors >= vectors &&
                         rows.lines * vectors < positions.lines * rows.vectors;
-    const Lines& chosen = shares ? rows : positions;
-    const int64_t bytes = chosen.bytes(quads, lanes);
-    if (bytes <= kPanelBytes || (vectors <= 4 && bytes <= kMostPanelBytes) || vectors == 1) return chosen;
+    Lines chosen = shares ? rows : positions;
+    const int64_t quad_bytes = chosen.lines * lanes * 4;
+    chosen.slice_quads = quads;
+    if (quads * quad_bytes <= kPanelBytes || vectors < kSliceVectors) return chosen;
+    if (vectors > 4) continue;
+    const int64_t most_quads = std::max<int64_t>(1, kSliceBytes / quad_bytes / kQuadsAtOnce) * kQuadsAtOnce;
+    chosen.slice_quads = round_up((quads - 1) / ((quads - 1) / most_quads + 1) + 1, kQuadsAtOnce);
+    return chosen;
   }
 }
 
@@ -100,12 +107,15 @@ class Packing {
   Packing(const Packing&) = delete;
   Packing& operator=(const Packing&) = delete;
   const Int8BlocksPlan& plan() const { return plan_; }
-  int64_t scratch_bytes() const { return lines_.bytes(plan_.quads, lanes_); }
+  int64_t scratch_bytes() const {
+    const int64_t sums = plan_.slices > 1 ? plan_.slots * plan_.vectors : 0;
+    return (lines_.slice_quads * plan_.lines + sums) * lanes_ * 4;
+  }
   int64_t positions() const { return plan_.vectors * lanes_; }  // of a panel
 
  private:
-  std::vector<Int8Block> blocks_of(const int8_t* weight, int64_t channel) const;
-  void pack_tile(const int8_t* weight, int64_t first_channel);
+  std::vector<Int8Block> blocks_of(const int8_t* weight, int64_t slice, int64_t channel) const;
+  void pack_tile(const int8_t* weight, int64_t slice, int64_t first_channel);
 
   int64_t lanes_;
   Lines lines_;
@@ -126,21 +136,27 @@ Packing::Packing(const Conv2dShape& shape, const int8_t* weight, const Int8Epilo
   plan_.lines = lines_.lines;
   plan_.streams = lines_.streams.data();
   plan_.stream_count = static_cast<int64_t>(lines_.streams.size());
-  for (int64_t first = 0; first < shape.out_channels; first += kOutTile) pack_tile(weight, first);
+  plan_.slice_quads = lines_.slice_quads;
+  plan_.slices = (plan_.quads + plan_.slice_quads - 1) / plan_.slice_quads;
+  plan_.slots = round_up(shape.out_channels, kOutTile);
+  for (int64_t slice = 0; slice < plan_.slices; ++slice) {
+    for (int64_t first = 0; first < shape.out_channels; first += kOutTile) pack_tile(weight, slice, first);
+  }
   begin_.push_back(static_cast<uint32_t>(blocks_.size()));
   plan_.blocks = blocks_.data();
   plan_.begin = begin_.data();
   plan_.channel = channel_.data();
 }
 
-std::vector<Int8Block> Packing::blocks_of(const int8_t* weight, int64_t channel) const {
+std::vector<Int8Block> Packing::blocks_of(const int8_t* weight, int64_t slice, int64_t channel) const {
   const Conv2dShape& s = plan_.shape;
   const int64_t taps = s.kernel_height * s.kernel_width;
   std::vector<Int8Block> blocks;
   if (channel >= s.out_channels) return blocks;
-  for (int64_t quad = 0; quad < plan_.quads; ++quad) {
+  const int64_t first_quad = slice * plan_.slice_quads;
+  for (int64_t quad = first_quad; quad < std::min(first_quad + plan_.slice_quads, plan_.quads); ++quad) {
     for (int64_t tap = 0; tap < taps; ++tap) {
-      const int64_t line = quad * lines_.lines + lines_.tap_line[tap];
+      const int64_t line = (quad - first_quad) * lines_.lines + lines_.tap_line[tap];
       Int8Block block{static_cast<uint32_t>(line * lanes_ * 4), {}};
       for (int64_t c = quad * 4; c < std::min(quad * 4 + 4, s.in_channels); ++c) {
         block.weight[c % 4] = weight[(channel * s.in_channels + c) * taps + tap];
@@ -154,10 +170,10 @@ std::vector<Int8Block> Packing::blocks_of(const int8_t* weight, int64_t channel)
   return blocks;
 }
 
-void Packing::pack_tile(const int8_t* weight, int64_t first_channel) {
+void Packing::pack_tile(const int8_t* weight, int64_t slice, int64_t first_channel) {
   std::vector<std::pair<uint8_t, std::vector<Int8Block>>> channels;
   for (int64_t i = 0; i < kOutTile; ++i) {
-    channels.emplace_back(static_cast<uint8_t>(i), blocks_of(weight, first_channel + i));
+    channels.emplace_back(static_cast<uint8_t>(i), blocks_of(weight, slice, first_channel + i));
   }
   const int64_t exist = std::min(kOutTile, plan_.shape.out_channels - first_channel);
   std::stable_sort(channels.begin(), channels.begin() + exist,
@@ -173,27 +189,35 @@ class BlocksConv2d final : public PackedConv2d {
  public:
   BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& constants);
   void run(const Int8ConvImages& images, int64_t row_begin, int64_t row_end) const override {
-    const int64_t positions = images.count * (row_end - row_begin) * out_width_;
+    run_panels(images, row_begin, row_end, 0, panels());
+  }
+  // Tiles, where an image is at most one panel of positions: to divide these would leave vectors unfilled.
+  int64_t panels() const override {
+    const Int8BlocksPlan& p = for_many_->plan();
+    return p.shape.out_height * p.shape.out_width <= for_many_->positions() ? p.slots / kOutTile : 1;
+  }
+  void run_panels(const Int8ConvImages& images, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+                  int64_t panel_end) const override {
+    const Int8BlocksPlan& p = for_many_->plan();
+    const int64_t positions = images.count * (row_end - row_begin) * p.shape.out_width;
     const bool few = for_few_ != nullptr && positions <= for_few_->positions();
-    kernel_((few ? for_few_ : for_many_)->plan(), images, row_begin, row_end);
+    const int64_t tile_end = panels() == 1 ? p.slots / kOutTile : panel_end;
+    kernel_((few ? for_few_ : for_many_)->plan(), images, {row_begin, row_end, panel_begin, tile_end});
   }
   const char* kernel_name() const override { return "blocks"; }
-  int64_t scratch_bytes() const override { return for_many_->scratch_bytes(); }
+  int64_t scratch_bytes() const override {
+    return std::max(for_many_->scratch_bytes(), for_few_ != nullptr ? for_few_->scratch_bytes() : 0);
+  }
 
  private:
   Int8BlocksKernel* kernel_;
-  int64_t out_width_;
   PackedEpilogue epilogue_;
   // Where one image does not fill a panel for several images: a packing with smaller panels, else null.
   std::unique_ptr<Packing> for_many_, for_few_;
 };
 
-int64_t tiles_of(const Conv2dShape& shape) { return (shape.out_channels + kOutTile - 1) / kOutTile; }
-
 BlocksConv2d::BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& constants)
-    : kernel_(active_int8_blocks_kernel()),
-      out_width_(shape.out_width),
-      epilogue_(constants, tiles_of(shape) * kOutTile) {
+    : kernel_(active_int8_blocks_kernel()), epilogue_(constants, round_up(shape.out_channels, kOutTile)) {
   const int64_t fan_in = shape.in_channels * shape.kernel_height * shape.kernel_width;
   for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
     epilogue_.set(constants, channel, fan_in, channel);
@@ -208,10 +232,25 @@ BlocksConv2d::BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   if (2 * image_vectors <= for_many_->plan().vectors) for_few_ = pack(image_vectors);
 }
 
+// Whether all values before rounding are in the range of int32, so that only codes need be clamped.
+bool values_fit(const Conv2dShape& s, const Conv2dConstants& constants) {
+  constexpr double kMost = 1 << 30;
+  const int64_t fan_in = s.in_channels * s.kernel_height * s.kernel_width;
+  const double residual = constants.has_residual ? 255.0 * std::abs(constants.residual_multiplier) : 0.0;
+  for (int64_t channel = 0; channel < s.out_channels; ++channel) {
+    double sum = 0;
+    for (int64_t i = 0; i < fan_in; ++i) sum += 255 * std::abs(constants.weight[channel * fan_in + i]);
+    const double value =
+        sum * std::abs(constants.multiplier[channel]) + std::abs(constants.bias[channel]) + residual;
+    if (!(value < kMost)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 std::unique_ptr<PackedConv2d> pack_blocks(const Conv2dShape& shape, const Conv2dConstants& constants) {
-  if (shape.groups != 1) return nullptr;
+  if (shape.groups != 1 || (!constants.float_output && !values_fit(shape, constants))) return nullptr;
   auto packed = std::make_unique<BlocksConv2d>(shape, constants);
   if (packed->scratch_bytes() > kMostScratchBytes) return nullptr;
   return packed;

@@ -86,13 +86,14 @@ inline void add_block(const Int8Block& block, const uint8_t* lines, ChannelSums<
 }
 
 template <int N>
-[[gnu::always_inline]] inline ChannelSums<N> multiply_channel(const Int8BlocksPlan& p, int64_t slot,
-                                                              int64_t channel, const uint8_t* lines) {
+[[gnu::always_inline]] inline ChannelSums<N> multiply_channel(const Int8BlocksPlan& p, const Panel& panel,
+                                                              int64_t slot, int64_t channel) {
   constexpr int kSets = sum_sets(N);
   ChannelSums<N> sums[kSets];
 #pragma GCC unroll 8
   for (int v = 0; v < N; ++v) {
-    sums[0].vector[v] = set_ints(p.epilogue.compensation[channel]);
+    sums[0].vector[v] = panel.slice == 0 ? set_ints(p.epilogue.compensation[channel])
+                                         : load_ints(panel.sums + (channel * N + v) * kLanes);
 #pragma GCC unroll 4
     for (int set = 1; set < kSets; ++set) sums[set].vector[v] = set_ints(0);
   }
@@ -101,10 +102,10 @@ template <int N>
 #pragma GCC unroll 1
   for (; end - block >= kSets; block += kSets) {
 #pragma GCC unroll 4
-    for (int set = 0; set < kSets; ++set) add_block(block[set], lines, sums[set]);
+    for (int set = 0; set < kSets; ++set) add_block(block[set], panel.lines, sums[set]);
   }
 #pragma GCC unroll 1
-  for (; kSets > 1 && block != end; ++block) add_block(*block, lines, sums[0]);
+  for (; kSets > 1 && block != end; ++block) add_block(*block, panel.lines, sums[0]);
 #pragma GCC unroll 4
   for (int set = 1; set < kSets; ++set) {
 #pragma GCC unroll 8
@@ -113,17 +114,53 @@ template <int N>
   return sums[0];
 }
 
+// A tile of channels in a slice that is not the last.
+template <int N>
+void compute_slice(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
+  const int64_t first = panel.first_slot + tile * kOutTile;
+  for (int64_t slot = first; slot < first + channels; ++slot) {
+    const int64_t channel = tile * kOutTile + p.channel[slot];
+    const ChannelSums<N> sums = multiply_channel<N>(p, panel, slot, channel);
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) store_ints(panel.sums + (channel * N + v) * kLanes, sums.vector[v]);
+  }
+}
+
+// Sums of a tile's channels for `positions` positions to sums of positions.
+inline void transpose(const int32_t (*rows)[kMaxPositions], int64_t positions, int32_t* sums) {
+#if defined(PQK_X86_64)
+  for (int64_t i = 0; i < positions; i += 4) {
+    for (int64_t channel = 0; channel < kOutTile; channel += 4) {
+      __m128i row[4];
+      for (int k = 0; k < 4; ++k)
+        row[k] = _mm_load_si128(reinterpret_cast<const __m128i*>(rows[channel + k] + i));
+      const __m128i low01 = _mm_unpacklo_epi32(row[0], row[1]), high01 = _mm_unpackhi_epi32(row[0], row[1]);
+      const __m128i low23 = _mm_unpacklo_epi32(row[2], row[3]), high23 = _mm_unpackhi_epi32(row[2], row[3]);
+      const __m128i column[4] = {_mm_unpacklo_epi64(low01, low23), _mm_unpackhi_epi64(low01, low23),
+                                 _mm_unpacklo_epi64(high01, high23), _mm_unpackhi_epi64(high01, high23)};
+      for (int k = 0; k < 4; ++k) {
+        _mm_store_si128(reinterpret_cast<__m128i*>(sums + (i + k) * kOutTile + channel), column[k]);
+      }
+    }
+  }
+#else
+  for (int64_t i = 0; i < positions; ++i) {
+    for (int64_t channel = 0; channel < kOutTile; ++channel) sums[i * kOutTile + channel] = rows[channel][i];
+  }
+#endif
+}
+
 // A tile of channels by way of its sums in memory.
 template <int N>
 void compute_by_sums(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
-  alignas(64) int32_t sums[kMaxPositions * kOutTile];
-  for (int64_t slot = tile * kOutTile; slot < tile * kOutTile + channels; ++slot) {
+  alignas(64) int32_t rows[kOutTile][kMaxPositions] = {}, sums[kMaxPositions * kOutTile];
+  const int64_t first = panel.first_slot + tile * kOutTile;
+  for (int64_t slot = first; slot < first + channels; ++slot) {
     const int64_t channel = p.channel[slot];
-    const ChannelSums<N> sum = multiply_channel<N>(p, slot, tile * kOutTile + channel, panel.lines);
-    alignas(64) int32_t lanes[N * kLanes];
-    for (int v = 0; v < N; ++v) store_ints(lanes + v * kLanes, sum.vector[v]);
-    for (int i = 0; i < N * kLanes; ++i) sums[i * kOutTile + channel] = lanes[i];
+    const ChannelSums<N> sum = multiply_channel<N>(p, panel, slot, tile * kOutTile + channel);
+    for (int v = 0; v < N; ++v) store_ints(rows[channel] + v * kLanes, sum.vector[v]);
   }
+  transpose(rows, N * kLanes, sums);
   const int64_t code_offset = tile * kOutTile;
   const int64_t output_offset = code_offset * (p.epilogue.float_output ? sizeof(float) : 1);
   OutputPixel output[kMaxPositions];
@@ -137,21 +174,24 @@ void compute_by_sums(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, 
 
 #if PQK_ISA_LEVEL >= 2
 
-// A tile of channels whose codes stay in registers until they are bytes.
+// A tile of channels whose codes stay in registers until they are bytes. They are clamped as bytes: the layer's
+// values before are in the range of int32 (see pack_blocks), and the packs saturate.
 template <int N, bool HasResidual>
 void compute_codes(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
   constexpr int kGroups = (N + 3) / 4;
   TileCodes codes;
   const Int8Epilogue& e = p.epilogue;
   if (HasResidual) load_residual(panel, tile * kOutTile, kGroups, codes);
-  const Floats high = set_floats(static_cast<float>(e.quant_max)), other = set_floats(e.residual_multiplier);
-  const Ints low = _mm512_set1_epi8(static_cast<char>(e.quant_min)), zero = set_ints(e.residual_zero_point);
+  const Floats other = set_floats(e.residual_multiplier);
+  const Ints low = _mm512_set1_epi8(static_cast<char>(e.quant_min)),
+             high = _mm512_set1_epi8(static_cast<char>(e.quant_max)), zero = set_ints(e.residual_zero_point);
   // Takes bytes 4 v to 4 v + 3 of every 128-bit lane to the lane's numbers.
   const Ints first_bytes =
       _mm512_broadcast_i32x4(_mm_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, 3, -1, -1, -1));
-  for (int64_t slot = tile * kOutTile; slot < tile * kOutTile + channels; ++slot) {
+  const int64_t first = panel.first_slot + tile * kOutTile;
+  for (int64_t slot = first; slot < first + channels; ++slot) {
     const int64_t in_tile = p.channel[slot], channel = tile * kOutTile + in_tile;
-    const ChannelSums<N> sums = multiply_channel<N>(p, slot, channel, panel.lines);
+    const ChannelSums<N> sums = multiply_channel<N>(p, panel, slot, channel);
     const Floats multiplier = set_floats(e.multiplier[channel]), bias = set_floats(e.bias[channel]);
 #pragma GCC unroll 2
     for (int g = 0; g < kGroups; ++g) {
@@ -169,11 +209,11 @@ void compute_codes(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, in
           const Ints residual = _mm512_shuffle_epi8(_mm512_load_si512(bytes), places);
           value = add(value, multiply(to_floats(subtract(residual, zero)), other));
         }
-        code[v] = round_to_ints(minimum(add(value, bias), high));
+        code[v] = round_to_ints(add(value, bias));
       }
       const Ints packed =
           _mm512_packus_epi16(_mm512_packs_epi32(code[0], code[1]), _mm512_packs_epi32(code[2], code[3]));
-      _mm512_store_si512(bytes, _mm512_max_epu8(packed, low));
+      _mm512_store_si512(bytes, _mm512_min_epu8(_mm512_max_epu8(packed, low), high));
     }
   }
   store_tile(panel, tile * kOutTile, channels, kGroups, codes);
@@ -183,6 +223,7 @@ void compute_codes(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, in
 
 template <int N>
 void compute_tile(const Int8BlocksPlan& p, const Panel& panel, int64_t tile, int64_t channels) {
+  if (panel.slice < p.slices - 1) return compute_slice<N>(p, panel, tile, channels);
 #if PQK_ISA_LEVEL >= 2
   if (!p.epilogue.float_output) {
     p.epilogue.has_residual ? compute_codes<N, true>(p, panel, tile, channels)
@@ -200,12 +241,17 @@ constexpr auto tile_table(std::integer_sequence<int, N...>) {
 }
 constexpr auto kTiles = tile_table(std::make_integer_sequence<int, kMaxVectors>());  // [vectors - 1]
 
-void compute_panel(const Int8BlocksPlan& p, const Int8Image& input, const Panel& panel) {
-  write_streams(p, input, panel);
+void compute_panel(const Int8BlocksPlan& p, const Int8Image& input, Panel& panel) {
   const int64_t vectors = (panel.positions + kLanes - 1) / kLanes;
-  for (int64_t first = 0; first < p.shape.out_channels; first += kOutTile) {
-    const int64_t channels = std::min(kOutTile, p.shape.out_channels - first);
-    kTiles[vectors - 1](p, panel, first / kOutTile, channels);
+  for (panel.slice = 0; panel.slice < p.slices; ++panel.slice) {
+    panel.first_quad = panel.slice * p.slice_quads;
+    panel.quads = std::min(p.slice_quads, p.quads - panel.first_quad);
+    panel.first_slot = panel.slice * p.slots;
+    write_streams(p, input, panel);
+    for (int64_t tile = panel.tile_begin; tile < panel.tile_end; ++tile) {
+      const int64_t channels = std::min(kOutTile, p.shape.out_channels - tile * kOutTile);
+      kTiles[vectors - 1](p, panel, tile, channels);
+    }
   }
 }
 
@@ -214,11 +260,17 @@ struct Walk {
   const Int8BlocksPlan& p;
   const Int8ConvImages& images;
   int64_t row_begin, rows;
+  bool own_addresses;  // whoever writes lines needs no offsets of positions
   Steps input, residual, output;
   Panel panel;
 
-  Walk(const Int8BlocksPlan& plan, const Int8ConvImages& all, int64_t begin, int64_t end)
-      : p(plan), images(all), row_begin(begin), rows(end - begin), residual{} {
+  Walk(const Int8BlocksPlan& plan, const Int8ConvImages& all, const Int8BlocksPart& part)
+      : p(plan),
+        images(all),
+        row_begin(part.row_begin),
+        rows(part.row_end - part.row_begin),
+        own_addresses(takes_three_taps(plan)),
+        residual{} {
     const Conv2dShape& s = p.shape;
     input = {images.step, s.stride_height * images.input.row_stride,
              s.stride_width * images.input.pixel_stride};
@@ -231,7 +283,11 @@ struct Walk {
     } else {
       output = {images.step, images.output.row_stride, images.output.pixel_stride};
     }
+    panel.tile_begin = part.tile_begin;
+    panel.tile_end = part.tile_end;
     panel.lines = images.scratch;
+    const int64_t line_quads = (p.slice_quads + kQuadsAtOnce - 1) / kQuadsAtOnce * kQuadsAtOnce;
+    panel.sums = reinterpret_cast<int32_t*>(images.scratch + line_quads * p.lines * kLineBytes);
   }
 
   // Addresses of row `row` of image `image`.
@@ -252,7 +308,7 @@ struct Walk {
   void set_positions(int64_t of_rows, int64_t first, int64_t count, int64_t more) {
     const int64_t width = p.shape.out_width;
     panel.positions = count;
-    set_offsets(input, of_rows, width, first, count + more, panel.input_offset);
+    if (!own_addresses) set_offsets(input, of_rows, width, first, count + more, panel.input_offset);
     set_offsets(output, of_rows, width, first, count, panel.output_offset);
     if (images.residual != nullptr) set_offsets(residual, of_rows, width, first, count, panel.residual_offset);
   }
@@ -288,9 +344,8 @@ struct Walk {
 
 Int8BlocksFormat int8_blocks_format() { return {kLanes, kMaxVectors}; }
 
-void int8_blocks_kernel(const Int8BlocksPlan& p, const Int8ConvImages& images, int64_t row_begin,
-                        int64_t row_end) {
-  Walk walk(p, images, row_begin, row_end);
+void int8_blocks_kernel(const Int8BlocksPlan& p, const Int8ConvImages& images, const Int8BlocksPart& part) {
+  Walk walk(p, images, part);
   p.panel_rows > 0 ? walk.run_rows() : walk.run_positions();
 }
 

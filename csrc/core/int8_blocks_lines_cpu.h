@@ -40,6 +40,7 @@ void set_offsets(const Steps& steps, int64_t rows, int64_t width, int64_t first,
 }
 
 struct Panel {
+  int64_t tile_begin, tile_end;  // of output channels
   int64_t positions;
   // Relative to the first position of the images, whose addresses follow.
   int64_t input_offset[kMaxStreamPositions];
@@ -48,6 +49,9 @@ struct Panel {
   const uint8_t* residual;
   uint8_t* output;
   uint8_t* lines;
+  // Of the slice in work: its number, quads and first slot, and the sums of slices before, [channel][vector].
+  int64_t slice, first_quad, quads, first_slot;
+  int32_t* sums;
 };
 
 // Where the positions of one vector lie: each by its own offset, or each four at a constant distance.
@@ -66,11 +70,28 @@ struct FoursInRows {
   const uint8_t* at(int i) const { return four[i / 4] + i % 4 * step; }
 };
 
-#if PQK_ISA_LEVEL >= 2
+#if defined(PQK_X86_64)
 
-// Four quads of up to 16 pixels, a quad of all pixels in each vector.
+#if PQK_ISA_LEVEL >= 2
+inline Ints low_ints(Ints a, Ints b) { return _mm512_unpacklo_epi32(a, b); }
+inline Ints high_ints(Ints a, Ints b) { return _mm512_unpackhi_epi32(a, b); }
+inline Ints low_pairs(Ints a, Ints b) { return _mm512_unpacklo_epi64(a, b); }
+inline Ints high_pairs(Ints a, Ints b) { return _mm512_unpackhi_epi64(a, b); }
+#elif PQK_ISA_LEVEL == 1
+inline Ints low_ints(Ints a, Ints b) { return _mm256_unpacklo_epi32(a, b); }
+inline Ints high_ints(Ints a, Ints b) { return _mm256_unpackhi_epi32(a, b); }
+inline Ints low_pairs(Ints a, Ints b) { return _mm256_unpacklo_epi64(a, b); }
+inline Ints high_pairs(Ints a, Ints b) { return _mm256_unpackhi_epi64(a, b); }
+#else
+inline Ints low_ints(Ints a, Ints b) { return _mm_unpacklo_epi32(a, b); }
+inline Ints high_ints(Ints a, Ints b) { return _mm_unpackhi_epi32(a, b); }
+inline Ints low_pairs(Ints a, Ints b) { return _mm_unpacklo_epi64(a, b); }
+inline Ints high_pairs(Ints a, Ints b) { return _mm_unpackhi_epi64(a, b); }
+#endif
+
+// Four quads of up to kLanes pixels, a quad of all pixels in each vector.
 struct QuadVectors {
-  __m512i quad[kQuadsAtOnce];
+  Ints quad[kQuadsAtOnce];
 };
 
 // Of pixels [0, kPixels) of `positions`, from byte `offset` of each on.
@@ -79,20 +100,24 @@ template <int kPixels, class Positions>
   const auto load = [&](int i) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(positions.at(i) + offset));
   };
-  __m512i pixel[4];  // 128-bit lane l of vector i: four quads of position 4 l + i
+  Ints pixel[4];  // 128-bit lane l of vector i: four quads of position 4 l + i
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
+#if PQK_ISA_LEVEL >= 2
     pixel[i] = i < kPixels ? _mm512_castsi128_si512(load(i)) : pixel[0];
     if (4 + i < kPixels) pixel[i] = _mm512_mask_broadcast_i32x4(pixel[i], 0x00f0, load(4 + i));
     if (8 + i < kPixels) pixel[i] = _mm512_mask_broadcast_i32x4(pixel[i], 0x0f00, load(8 + i));
     if (12 + i < kPixels) pixel[i] = _mm512_mask_broadcast_i32x4(pixel[i], 0xf000, load(12 + i));
+#elif PQK_ISA_LEVEL == 1
+    pixel[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(load(i)), load(4 + i), 1);
+#else
+    pixel[i] = load(i);
+#endif
   }
-  const __m512i low01 = _mm512_unpacklo_epi32(pixel[0], pixel[1]),
-                high01 = _mm512_unpackhi_epi32(pixel[0], pixel[1]);
-  const __m512i low23 = _mm512_unpacklo_epi32(pixel[2], pixel[3]),
-                high23 = _mm512_unpackhi_epi32(pixel[2], pixel[3]);
-  return {_mm512_unpacklo_epi64(low01, low23), _mm512_unpackhi_epi64(low01, low23),
-          _mm512_unpacklo_epi64(high01, high23), _mm512_unpackhi_epi64(high01, high23)};
+  const Ints low01 = low_ints(pixel[0], pixel[1]), high01 = high_ints(pixel[0], pixel[1]);
+  const Ints low23 = low_ints(pixel[2], pixel[3]), high23 = high_ints(pixel[2], pixel[3]);
+  return {low_pairs(low01, low23), high_pairs(low01, low23), low_pairs(high01, high23),
+          high_pairs(high01, high23)};
 }
 
 #endif
@@ -100,16 +125,15 @@ template <int kPixels, class Positions>
 // Writes the codes of all channels of one vector of positions as lines, `pitch` bytes from quad to quad.
 template <class Positions>
 void write_lines(const Positions& positions, int64_t quads, uint8_t* to, int64_t pitch) {
-#if PQK_ISA_LEVEL >= 2
+#if defined(PQK_X86_64)
   for (int64_t quad = 0; quad < quads; quad += kQuadsAtOnce, to += kQuadsAtOnce * pitch) {
     const QuadVectors vectors = load_quads<kLanes>(positions, quad * 4);
 #pragma GCC unroll 4
-    for (int i = 0; i < kQuadsAtOnce; ++i) _mm512_store_si512(to + i * pitch, vectors.quad[i]);
+    for (int i = 0; i < kQuadsAtOnce; ++i)
+      store_ints(reinterpret_cast<int32_t*>(to + i * pitch), vectors.quad[i]);
   }
 #else
-  for (int64_t quad = 0; quad < quads; ++quad, to += pitch) {
-    for (int i = 0; i < kLanes; ++i) memcpy(to + i * 4, positions.at(i) + quad * 4, 4);
-  }
+  for (int64_t quad = 0; quad < quads; ++quad, to += pitch) memcpy(to, positions.at(0) + quad * 4, 4);
 #endif
 }
 
@@ -121,37 +145,38 @@ void write_stream(const Int8BlocksPlan& p, const Int8Image& image, const Panel& 
   const int64_t positions = panel.positions + stream.more_rows * s.out_width;
   const int64_t pitch = p.lines * kLineBytes, step = s.stride_width * image.pixel_stride;
   for (int64_t kx = 0; kx < s.kernel_width; ++kx) {
-    const uint8_t* input =
-        panel.input + stream.row * image.row_stride + kx * s.dilation_width * image.pixel_stride;
+    const uint8_t* input = panel.input + stream.row * image.row_stride +
+                           kx * s.dilation_width * image.pixel_stride + panel.first_quad * 4;
     uint8_t* to = panel.lines + (stream.first_line + kx * stream.lines) * kLineBytes;
     for (int64_t first = 0; first < positions; first += kLanes, to += kLineBytes) {
       const int64_t* const offset = panel.input_offset + first;
       if (first + kLanes <= positions) {
-        write_lines(Positions(input, offset, step), p.quads, to, pitch);
+        write_lines(Positions(input, offset, step), panel.quads, to, pitch);
         continue;
       }
       int64_t existing[kLanes];  // with the last position again where there is none
       for (int64_t i = 0; i < kLanes; ++i) existing[i] = offset[std::min(i, positions - 1 - first)];
-      write_lines(AnyPositions(input, existing, step), p.quads, to, pitch);
+      write_lines(AnyPositions(input, existing, step), panel.quads, to, pitch);
     }
   }
 }
 
+// Kernels 3 taps wide, of stride 1, over rows of whole lines or of half lines.
+inline bool takes_three_taps(const Int8BlocksPlan& p) {
+  const Conv2dShape& s = p.shape;
+  return PQK_ISA_LEVEL >= 2 && p.panel_rows > 0 && s.kernel_width == 3 && s.stride_width == 1 &&
+         s.dilation_width == 1 && (s.out_width % kLanes == 0 || s.out_width == kLanes / 2);
+}
+
 #if PQK_ISA_LEVEL >= 2
 
-// Kernels 3 taps wide, of stride 1, over rows of a multiple of 16 pixels or of 8: every pixel is brought into
-// vectors once, and the copies for the taps are taken from two neighbouring vectors.
+// For them every pixel is brought into vectors once, and the taps' copies are taken from two neighbouring
+// vectors.
 class ThreeTapStream {
  public:
-  static bool takes(const Int8BlocksPlan& p) {
-    const Conv2dShape& s = p.shape;
-    return p.panel_rows > 0 && s.kernel_width == 3 && s.stride_width == 1 && s.dilation_width == 1 &&
-           (s.out_width % kLanes == 0 || s.out_width == kLanes / 2);
-  }
-
   ThreeTapStream(const Int8BlocksPlan& p, const Int8Image& image, const Panel& panel,
                  const Int8BlocksStream& stream)
-      : input_(panel.input + stream.row * image.row_stride),
+      : input_(panel.input + stream.row * image.row_stride + panel.first_quad * 4),
         row_step_(p.shape.stride_height * image.row_stride),
         step_(image.pixel_stride),
         width_(p.shape.out_width),
@@ -163,7 +188,7 @@ class ThreeTapStream {
     const __m512i places = width_ == 8 ? _mm512_mask_add_epi32(lane, 0xff00, lane, _mm512_set1_epi32(8)) : lane;
     for (int kx = 0; kx < 3; ++kx) places_[kx] = _mm512_add_epi32(places, _mm512_set1_epi32(kx));
     uint8_t* to = panel.lines + stream.first_line * kLineBytes;
-    for (int64_t quad = 0; quad < p.quads; quad += kQuadsAtOnce, to += kQuadsAtOnce * pitch_) {
+    for (int64_t quad = 0; quad < panel.quads; quad += kQuadsAtOnce, to += kQuadsAtOnce * pitch_) {
       width_ == 8 ? write_row_pairs(quad * 4, to) : write_rows(quad * 4, to);
     }
   }
@@ -181,10 +206,10 @@ class ThreeTapStream {
       QuadVectors here = load_quads<16>(pixels(row, 0), offset);
       for (int64_t x = 16; x < width_; x += 16, to += kLineBytes) {
         const QuadVectors next = load_quads<16>(pixels(row, x), offset);
-        write_copies(here, next, to);
+        write_copies<false>(here, next, to);
         here = next;
       }
-      write_copies(here, load_quads<2>(pixels(row, width_), offset), to);
+      write_copies<false>(here, load_quads<2>(pixels(row, width_), offset), to);
       to += kLineBytes;
     }
   }
@@ -192,16 +217,19 @@ class ThreeTapStream {
   void write_row_pairs(int64_t offset, uint8_t* to) const {
     for (int64_t row = 0; row < rows_; row += 2, to += kLineBytes) {
       const int64_t second = std::min(row + 1, rows_ - 1);
-      write_copies(load_quads<10>(pixels(row, 0), offset), load_quads<10>(pixels(second, 0), offset), to);
+      write_copies<true>(load_quads<10>(pixels(row, 0), offset), load_quads<10>(pixels(second, 0), offset), to);
     }
   }
 
+  template <bool kPairs>
   [[gnu::always_inline]] void write_copies(const QuadVectors& a, const QuadVectors& b, uint8_t* to) const {
 #pragma GCC unroll 4
     for (int i = 0; i < kQuadsAtOnce; ++i, to += pitch_) {
 #pragma GCC unroll 3
       for (int kx = 0; kx < 3; ++kx) {
-        _mm512_store_si512(to + kx * copy_, _mm512_permutex2var_epi32(a.quad[i], places_[kx], b.quad[i]));
+        const bool as_is = !kPairs && kx == 0;
+        _mm512_store_si512(to + kx * copy_,
+                           as_is ? a.quad[i] : _mm512_permutex2var_epi32(a.quad[i], places_[kx], b.quad[i]));
       }
     }
   }
@@ -216,7 +244,7 @@ class ThreeTapStream {
 void write_streams(const Int8BlocksPlan& p, const Int8Image& image, const Panel& panel) {
   for (int64_t i = 0; i < p.stream_count; ++i) {
 #if PQK_ISA_LEVEL >= 2
-    if (ThreeTapStream::takes(p)) {
+    if (takes_three_taps(p)) {
       ThreeTapStream(p, image, panel, p.streams[i]);
       continue;
     }

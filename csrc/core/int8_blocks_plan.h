@@ -30,7 +30,10 @@ struct Int8Block {
 struct Int8BlocksPlan {
   Conv2dShape shape;
   Int8Epilogue epilogue;
-  int64_t quads;    // of input channels
+  int64_t quads;  // of input channels
+  // Where the lines of all quads do not fit the first-level cache, panels are computed slice by slice of so
+  // many quads, with int32 sums kept behind the lines in scratch.
+  int64_t slice_quads, slices;
   int64_t vectors;  // of positions in a panel, at most
   // Output rows of one image in a panel; 0 where panels go on over rows and images, which streams then cannot.
   int64_t panel_rows;
@@ -38,10 +41,11 @@ struct Int8BlocksPlan {
   const Int8BlocksStream* streams;
   int64_t stream_count;
   // The channels of a tile in order of their number of blocks: a loop that often ends after as many rounds as
-  // last time is predicted well. Slot i's blocks are [begin[i], begin[i + 1]).
+  // last time is predicted well. Slot i of slice s has blocks [begin[j], begin[j + 1]), j = s * slots + i.
   const Int8Block* blocks;
-  const uint32_t* begin;   // [tiles * kOutTile + 1]
-  const uint8_t* channel;  // [tiles * kOutTile]: of the slot's tile
+  int64_t slots;           // channels, rounded up to whole tiles
+  const uint32_t* begin;   // [slices * slots + 1]
+  const uint8_t* channel;  // [slices * slots]: of the slot's tile
 };
 
 constexpr int64_t kMaxBlockVectors = 8;
@@ -52,7 +56,11 @@ constexpr int64_t kQuadsAtOnce = 4;  // lines are written for so many quads toge
 struct Int8BlocksFormat {
   int64_t lanes, max_vectors;
 };
-using Int8BlocksKernel = void(const Int8BlocksPlan&, const Int8ConvImages&, int64_t row_begin, int64_t row_end);
+// Rows of the output, and tiles of its channels.
+struct Int8BlocksPart {
+  int64_t row_begin, row_end, tile_begin, tile_end;
+};
+using Int8BlocksKernel = void(const Int8BlocksPlan&, const Int8ConvImages&, const Int8BlocksPart&);
 using Int8BlocksFormatOf = Int8BlocksFormat();
 PQK_CPU_KERNEL(Int8BlocksKernel, int8_blocks_kernel)
 PQK_CPU_KERNEL(Int8BlocksFormatOf, int8_blocks_format)
