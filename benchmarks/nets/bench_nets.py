@@ -151,8 +151,8 @@ def prepare(case: Case) -> None:
         if not peers.lacking("onnxruntime_int8"):
             exports.onnx_float(case, batch)
             exports.onnx_int8(case, batch)
-    if (spent := time.perf_counter() - start) > 1:
-        print(f"{case.network} {case.variant}: files made in {spent:.0f} s", flush=True)
+    if (spent := time.perf_counter() - start) > 5:
+        print(f"{case.network} {case.variant}: files ready after {spent:.0f} s", flush=True)
 
 
 def show(row: Row) -> None:

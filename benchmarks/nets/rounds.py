@@ -13,7 +13,8 @@ from paired import median_interval
 QUICK_ROUNDS, ROUNDS, MOST_ROUNDS = 5, 15, 60
 NEAR = 1.15  # peers this close to the best of the quick rounds go on beside it
 FINALISTS = 3
-HOPELESS = 2.0  # peers this much slower than the best are not timed more than twice
+HOPELESS = 2.0  # peers this much slower than the best are timed in one round only
+LONG = 0.05  # seconds: such a call tells its time at once
 
 
 class Timed(Protocol):
@@ -42,15 +43,16 @@ def _run_round(engines: Mapping[str, Timed], times: dict[str, Times], index: int
 
 
 def quick(engines: Mapping[str, Timed], seconds_a_round: float) -> dict[str, Times]:
-    """A few interleaved rounds of every engine."""
+    """A few interleaved rounds of every engine, each called at least once before."""
     times = {}
     for name, engine in engines.items():
-        engine.seconds(1)  # the first call may allocate and compile
-        once = min(engine.seconds(1), engine.seconds(1))
+        once = engine.seconds(1)
+        if once < LONG:
+            once = min(engine.seconds(1), engine.seconds(1))
         times[name] = Times(max(1, int(seconds_a_round / max(once, 1e-7))), [])
     for index in range(QUICK_ROUNDS):
         best = min((t.median for t in times.values() if t.seconds), default=0.0)
-        hopeful = {n: e for n, e in engines.items() if index < 2 or times[n].median < HOPELESS * best}
+        hopeful = {n: e for n, e in engines.items() if index < 1 or times[n].median < HOPELESS * best}
         _run_round(hopeful, times, index)
     return times
 

@@ -89,6 +89,7 @@ struct Rescale {
 
   // rescale of numerics.h; the packs saturate to 0..255. Every 16 bytes are 8 codes of the upper row and the
   // same channels' of the lower row.
+  template <bool clamps>
   Ints codes(const Sums& sums) const {
     Ints words[2];
 #pragma GCC unroll 2
@@ -100,7 +101,8 @@ struct Rescale {
       }
       words[row] = _mm512_packs_epi32(codes[0], codes[1]);
     }
-    return _mm512_max_epu8(_mm512_min_epu8(_mm512_packus_epi16(words[0], words[1]), quant_max), quant_min);
+    const Ints codes = _mm512_packus_epi16(words[0], words[1]);
+    return clamps ? _mm512_max_epu8(_mm512_min_epu8(codes, quant_max), quant_min) : codes;
   }
 };
 
@@ -138,7 +140,7 @@ inline Ints load_weight(const uint8_t* weight, int index) { return _mm512_load_s
 
 // The sums move left by one output a column: `last` takes its third tap, `next` its second, a new one its
 // first.
-template <Part part>
+template <Part part, bool clamps>
 void multiply_unit_stride(const Half& shared, const Strip* strips, int64_t count) {
   const Half half = shared;
   const Rescale rescale(half);
@@ -165,7 +167,7 @@ void multiply_unit_stride(const Half& shared, const Strip* strips, int64_t count
           done.row[i / 2].vector[i % 2] =
               _mm512_dpbusd_epi32(last.row[i / 2].vector[i % 2], quads.vector[i % 2], weight[2][i / 2][i % 2]);
         }
-        store<part>(half, rescale.codes(done), lower, output, strip.two_rows);
+        store<part>(half, rescale.codes<clamps>(done), lower, output, strip.two_rows);
         output += half.output_pixel_step;
         lower += 64;
       }
@@ -181,7 +183,7 @@ void multiply_unit_stride(const Half& shared, const Strip* strips, int64_t count
 }
 
 // Every output has columns of its own but for one, which it shares with its neighbour.
-template <Part part>
+template <Part part, bool clamps>
 void multiply_stride_2(const Half& shared, const Strip* strips, int64_t count) {
   const Half half = shared;
   const Rescale rescale(half);
@@ -215,7 +217,7 @@ void multiply_stride_2(const Half& shared, const Strip* strips, int64_t count) {
         }
         first[row] = end;
       }
-      store<part>(half, rescale.codes(sums), lower, output, strip.two_rows);
+      store<part>(half, rescale.codes<clamps>(sums), lower, output, strip.two_rows);
       input += 2 * half.pixel_step;
       output += half.output_pixel_step;
       lower += 64;
@@ -225,7 +227,14 @@ void multiply_stride_2(const Half& shared, const Strip* strips, int64_t count) {
 
 template <Part part>
 void multiply_half(const Half& half, int64_t stride, const Strip* strips, int64_t count) {
-  stride == 1 ? multiply_unit_stride<part>(half, strips, count) : multiply_stride_2<part>(half, strips, count);
+  const bool clamps = half.quant_min > 0 || half.quant_max < 255;
+  if (stride == 1) {
+    clamps ? multiply_unit_stride<part, true>(half, strips, count)
+           : multiply_unit_stride<part, false>(half, strips, count);
+  } else {
+    clamps ? multiply_stride_2<part, true>(half, strips, count)
+           : multiply_stride_2<part, false>(half, strips, count);
+  }
 }
 
 // Strips at channel 0, which all channels take in turn.

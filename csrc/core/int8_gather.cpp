@@ -6,6 +6,7 @@
 #include <numeric>
 #include <vector>
 
+#include "core/int8_gather_balance.h"
 #include "core/int8_gather_plan.h"
 #include "core/int8_packing.h"
 
@@ -243,22 +244,20 @@ GatherConv2d::GatherConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   plan_.orders = orders_.empty() ? nullptr : orders_.data();
 }
 
-// Sorts each panel's channels by their non-zeros.
 void GatherConv2d::order_channels(const Conv2dConstants& constants) {
   const Conv2dShape& s = plan_.shape;
-  const int64_t fan_in = fan_in_of(s);
-  std::vector<int64_t> non_zeros;
+  const int64_t taps = s.kernel_height * s.kernel_width;
+  std::vector<int32_t> counts(static_cast<size_t>(s.out_channels * s.kernel_height));
+  const int8_t* weight = constants.weight;
   for (int64_t o = 0; o < s.out_channels; ++o) {
-    const int8_t* const weight = constants.weight + o * fan_in;
-    non_zeros.push_back(fan_in - std::count(weight, weight + fan_in, 0));
+    for (int64_t i = 0; i < s.in_channels * taps; ++i) {
+      counts[static_cast<size_t>(o * s.kernel_height + i % taps / s.kernel_width)] += *weight++ != 0;
+    }
   }
   for (int64_t first = 0; first < s.out_channels; first += kPanelChannels) {
     const int64_t channels = std::min(kPanelChannels, s.out_channels - first);
-    int64_t* const lanes = channels_.data() + first;
-    std::stable_sort(lanes, lanes + channels, [&](int64_t a, int64_t b) {
-      return non_zeros[static_cast<size_t>(a)] > non_zeros[static_cast<size_t>(b)];
-    });
-    orders_.push_back(panel_order(lanes, first, channels));
+    balance_panel(channels_.data() + first, channels, counts.data(), s.kernel_height);
+    orders_.push_back(panel_order(channels_.data() + first, first, channels));
   }
 }
 

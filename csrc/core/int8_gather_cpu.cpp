@@ -37,11 +37,21 @@ inline Ints add_step(Ints sum, Bytes window, Ints index, Ints weight) {
 #endif
 constexpr int64_t kStepBytes = 2 * sizeof(Ints);
 
+// Pixels that are walked over and requantized together: several tiles where there are few channels, so that the
+// sums take little memory.
+constexpr int64_t kStripSums = 4 * kMaxPixels * kOutTile;
+struct Strip {
+  const uint8_t* input[4 * kMaxPixels];  // of the window's first tap
+  OutputPixel output[4 * kMaxPixels + 3];
+  alignas(64) int32_t sums[kStripSums + 3 * kPanelChannels];  // [pixel][tile][16]
+};
+
+// A tile of pixels.
 struct Tile {
-  int64_t row_step;
-  const uint8_t* input[kMaxPixels];  // of the window's first tap
-  OutputPixel output[kMaxPixels + 3];
-  alignas(64) int32_t sums[(kMaxPixels + 3) * kPanelChannels];  // [pixel][tile][16]
+  const uint8_t* const* input;
+  int64_t row_step;  // bytes from a kernel row's input to the next's
+  int32_t* sums;
+  int64_t sums_step;  // from a pixel's sums to the next's
 };
 
 template <int MR>
@@ -80,8 +90,7 @@ template <int Steps, int MR>
 }
 
 template <int MR>
-void multiply_tile(const GatherProgram& program, const int32_t* compensation, const Tile& tile, int32_t* sums,
-                   int64_t sums_step) {
+void multiply_tile(const GatherProgram& program, const int32_t* compensation, const Tile& tile) {
   const uint8_t* input[MR];
   Sums<MR> sum;
   const Ints start = load_ints(compensation);
@@ -99,10 +108,10 @@ void multiply_tile(const GatherProgram& program, const int32_t* compensation, co
 #endif
   add_windows<1>(sum, input, tile.row_step, program.count[0], window, step);
 #pragma GCC unroll 16
-  for (int m = 0; m < MR; ++m) store_ints(sums + m * sums_step, sum.of[m]);
+  for (int m = 0; m < MR; ++m) store_ints(tile.sums + m * tile.sums_step, sum.of[m]);
 }
 
-using TileFunction = void(const GatherProgram&, const int32_t*, const Tile&, int32_t*, int64_t);
+using TileFunction = void(const GatherProgram&, const int32_t*, const Tile&);
 
 template <int... M>
 constexpr auto all_tiles(std::integer_sequence<int, M...>) {
@@ -111,27 +120,27 @@ constexpr auto all_tiles(std::integer_sequence<int, M...>) {
 constexpr auto kTiles = all_tiles(std::make_integer_sequence<int, kMaxPixels>());
 
 // Tiles [first, first + tiles) of output channels.
-inline void multiply_panel(const Int8GatherPlan& p, int64_t first, int64_t tiles, int64_t pixels, Tile& tile) {
+inline void multiply_panel(const Int8GatherPlan& p, int64_t first, int64_t tiles, int64_t pixels, Tile tile) {
   TileFunction* const multiply = kTiles[static_cast<size_t>(pixels - 1)];
-  for (int64_t v = 0; v < tiles * kVectors; ++v) {
-    multiply(p.programs[first * kVectors + v], p.epilogue.compensation + first * kOutTile + v * kLanes, tile,
-             tile.sums + v * kLanes, tiles * kOutTile);
+  for (int64_t v = first * kVectors; v < (first + tiles) * kVectors; ++v, tile.sums += kLanes) {
+    multiply(p.programs[v], p.epilogue.compensation + v * kLanes, tile);
   }
 }
 
-inline void requantize_tile(const Int8GatherPlan& p, int64_t first, int64_t tiles, int64_t pixels, Tile& tile) {
+inline void requantize_strip(const Int8GatherPlan& p, int64_t first, int64_t tiles, int64_t pixels,
+                             Strip& strip) {
   const int64_t channel = first * kOutTile,
                 channels = std::min(tiles * kOutTile, p.shape.out_channels - channel);
 #if PQK_ISA_LEVEL >= 2
   if (p.orders != nullptr) {
     alignas(64) uint8_t nowhere[64];
-    for (int64_t m = pixels; m < pixels + 3; ++m) tile.output[m] = {tile.output[0].residual, nowhere};
-    requantize_panel(p.epilogue, p.orders[first / kPanelTiles], tile.sums, pixels, tiles, channel, channels,
-                     tile.output);
+    for (int64_t m = pixels; m < pixels + 3; ++m) strip.output[m] = {strip.output[0].residual, nowhere};
+    requantize_panel(p.epilogue, p.orders[first / kPanelTiles], strip.sums, pixels, tiles, channel, channels,
+                     strip.output);
     return;
   }
 #endif
-  requantize(p.epilogue, tile.sums, pixels, tiles, channel, channels, tile.output);
+  requantize(p.epilogue, strip.sums, pixels, tiles, channel, channels, strip.output);
 }
 
 }  // namespace
@@ -148,18 +157,24 @@ void int8_gather_kernel(const Int8GatherPlan& p, const Int8ConvImages& images, i
                         int64_t row_end) {
   const Conv2dShape& s = p.shape;
   const int64_t rows = row_end - row_begin, pixels = images.count * rows * s.out_width;
+  // `count` tiles whose sizes differ by at most one.
   const int64_t count = (pixels + kMaxPixels - 1) / kMaxPixels;
-  Tile tile;
-  tile.row_step = s.dilation_height * images.input.row_stride;
+  const auto begin_of = [&](int64_t i) { return i * (pixels / count) + std::min(i, pixels % count); };
+  Strip strip;
   for (int64_t first = 0; first < p.tiles; first += kPanelTiles) {
-    const int64_t tiles = std::min(kPanelTiles, p.tiles - first);
+    const int64_t tiles = std::min(kPanelTiles, p.tiles - first), sums_step = tiles * kOutTile;
+    const int64_t strip_tiles = kStripSums / (kMaxPixels * sums_step);
     PixelWalk walk(s, p.epilogue.float_output, images, row_begin, rows, 0, first * kOutTile);
-    // `count` tiles whose sizes differ by at most one.
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t size = pixels / count + (i < pixels % count);
-      walk.next(size, tile.input, tile.output);
-      multiply_panel(p, first, tiles, size, tile);
-      requantize_tile(p, first, tiles, size, tile);
+    for (int64_t i = 0; i < count; i += strip_tiles) {
+      const int64_t begin = begin_of(i), last = std::min(i + strip_tiles, count), size = begin_of(last) - begin;
+      walk.next(size, strip.input, strip.output);
+      for (int64_t t = i; t < last; ++t) {
+        const int64_t at = begin_of(t) - begin;
+        multiply_panel(p, first, tiles, begin_of(t + 1) - begin_of(t),
+                       {strip.input + at, s.dilation_height * images.input.row_stride,
+                        strip.sums + at * sums_step, sums_step});
+      }
+      requantize_strip(p, first, tiles, size, strip);
     }
   }
 }
