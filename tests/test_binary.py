@@ -114,6 +114,39 @@ def test_innermost_loops_keep_vectors_in_registers(function: str) -> None:
     assert spilled == {}
 
 
+_JUMP = re.compile(r"^\s*([0-9a-f]+):\s+(?:bnd )?j\w+\s+([0-9a-f]+) <")
+
+
+def innermost_loops(listing: str, function: str) -> list[list[str]]:
+    """The instructions of every loop without a loop inside, in symbols that match ``function``."""
+    bodies: dict[str, dict[int, str]] = {}
+    symbol = ""
+    for line in listing.splitlines():
+        if match := _SYMBOL.match(line):
+            symbol = match[1]
+        elif re.search(function, symbol) and re.match(r"^\s*[0-9a-f]+:", line):
+            bodies.setdefault(symbol, {})[int(line.split(":")[0], 16)] = line
+    loops = []
+    for body in bodies.values():
+        jumps = [(int(m[2], 16), int(m[1], 16)) for line in body.values() if (m := _JUMP.match(line))]
+        ranges = {(first, last) for first, last in jumps if first <= last and first in body}
+        for first, last in ranges:
+            if not any((a, b) != (first, last) and first <= a and b <= last for a, b in ranges):
+                loops.append([text for address, text in body.items() if first <= address <= last])
+    return loops
+
+
+@pytest.mark.parametrize(("isa", "multiply"), [("avx2", "vpmaddwd"), ("avx512vnni", "vpdpbusd")])
+def test_loops_over_blocks_keep_vectors_in_registers(isa: str, multiply: str) -> None:
+    """The block kernel's loops, which share functions with its requantization."""
+    listing = disassemble(library_path("libpqk_core.so"))
+    loops = innermost_loops(listing, rf"\bpqk::{isa}::.*\bcompute_\w+<.*\bInt8BlocksPlan\b")
+    loops = [loop for loop in loops if any(multiply in line for line in loop)]
+    assert len(loops) > 8
+    for loop in loops:
+        assert not [line for line in loop if re.search(r"\(%r[sb]p", line)], "\n".join(loop)
+
+
 def test_a_misplaced_instruction_is_found() -> None:
     listing = """
 0000000000001000 <_GLOBAL__sub_I_codec.cpp>:
