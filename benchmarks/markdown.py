@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 Document = dict[str, Any]
@@ -26,6 +28,11 @@ def duration(microseconds: float) -> str:
 def ratio(result: Document) -> str:
     """With its 95 % interval."""
     return f"{result['ratio']:.2f} [{result['ratio_low']:.2f}, {result['ratio_high']:.2f}]"
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    logarithms = [math.log(value) for value in values]
+    return math.exp(sum(logarithms) / len(logarithms))
 
 
 def ceilings(document: Document, isa: str) -> str:

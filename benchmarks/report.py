@@ -44,8 +44,7 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Document], list[str]]]] = {
     ),
     "int8": (
         "Integer layers",
-        "The kernel in the runtime, one image: share of the measured int8 peak, and against torch's FBGEMM. With zeros "
-        "among the weights: times as fast as the dense kernel.",
+        "The runtime's kernels on one image, against the peak and torch's FBGEMM, and with zeros among the weights.",
         report_int8.section,
     ),
     "fake_quantize": (

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-
-from markdown import Document, ceilings, duration, folded, ratio, table
+from markdown import Document, ceilings, duration, folded, geometric_mean, ratio, table
 
 # Those whose ratios are summed up in one figure.
 SUMMED = ("resnet8", "resnet20", "ds_cnn", "vgg11", "resnet32_wide")
@@ -34,11 +31,6 @@ PEERS = {
     "deepsparse_float": "DeepSparse f32",
     "deepsparse_int8": "DeepSparse int8",
 }
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    logarithms = [math.log(value) for value in values]
-    return math.exp(sum(logarithms) / len(logarithms))
 
 
 def rows_of(document: Document, isa: str, *variants: str) -> list[Document]:

@@ -193,6 +193,29 @@ def test_report_of_networks() -> None:
     assert dense[-3:] == ["| ResNet-8", "| ResNet-20", "| res15"]
 
 
+def test_report_of_layers() -> None:
+    report = load("report_int8")
+    peer = {"us": 2.0, "ratio": 2.0, "ratio_low": 1.9, "ratio_high": 2.1}
+    dense = {"us": 1.0, "peak_share": 0.9, "kernel": "direct", "channels": 32, "kernel_size": [3, 3], "groups": 1}
+    sparse = {"us": 1.0, "kernel": "gather", "executed_share": 0.5, "lost_by_choice": 0.01}
+    document = {
+        "build": {"isa": "avx2"},
+        "torch_call_us": 14.2,
+        "dense": {"a": dense | {"fbgemm": peer}},
+        "sparse": {
+            "a/1x4/0.5": sparse | {"dense": peer | {"ratio": 4.0}, "fbgemm_sparse": peer},
+            "b/1x4/0.5": sparse | {"dense": peer | {"ratio": 1.0}, "lost_by_choice": 0.2},
+        },
+    }
+    lines = report.section(document)
+    text = "\n".join(lines)
+    assert "of 32 and more input channels: 90% to 90%." in text
+    assert "| a | 1.00 us | 90% | direct | 2.00 [1.90, 2.10] |" in lines
+    assert "| 1x4 blocks | 2.00 (1.00) |" in lines
+    assert "In 1 of 2 cases the kernel that was chosen is within 5 % of the fastest one; at worst" in text
+    assert "| a, 0.5 | 1.00 us | 2.00 [1.90, 2.10] |" in lines
+
+
 def test_readme_tables_are_those_of_the_results() -> None:
     report = load("report")
     text = report.README.read_text()

@@ -96,6 +96,9 @@ def measure_dense(layer: Layer, peak: float) -> Row:
     seconds = min(times["pqk"])
     return {
         "us": seconds * 1e6,
+        "channels": layer.channels,
+        "kernel_size": list(layer.kernel),
+        "groups": layer.groups,
         "macs": layer.macs,
         "count": layer.count,
         "peak_share": layer.macs / seconds / peak,
