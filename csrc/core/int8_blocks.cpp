@@ -81,18 +81,20 @@ Lines lines_of_rows(const Conv2dShape& s, int64_t vectors, int64_t lanes) {
 int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
 // For panels of at most `most` vectors.
-Lines choose_lines(const Conv2dShape& s, int64_t lanes, int64_t most) {
+Lines choose_lines(const Conv2dShape& s, Int8BlocksFormat format, int64_t most) {
+  const int64_t lanes = format.lanes;
   const int64_t quads = round_up((s.in_channels + 3) / 4, kQuadsAtOnce);
   for (int64_t vectors = most;; vectors /= 2) {
     const Lines rows = lines_of_rows(s, vectors, lanes);
     const Lines positions = lines_of_positions(s, vectors);
     const bool shares = !rows.streams.empty() && 2 * rows.vectors >= vectors &&
                         rows.lines * vectors < positions.lines * rows.vectors;
+    if (vectors > format.max_vectors && !shares) continue;
     Lines chosen = shares ? rows : positions;
     const int64_t quad_bytes = chosen.lines * lanes * 4;
     chosen.slice_quads = quads;
     if (quads * quad_bytes <= kPanelBytes || vectors < kSliceVectors) return chosen;
-    if (vectors > 4) continue;
+    if (vectors > std::min<int64_t>(4, format.max_vectors)) continue;
     const int64_t most_quads = std::max<int64_t>(1, kSliceBytes / quad_bytes / kQuadsAtOnce) * kQuadsAtOnce;
     chosen.slice_quads = round_up((quads - 1) / ((quads - 1) / most_quads + 1) + 1, kQuadsAtOnce);
     return chosen;
@@ -191,10 +193,10 @@ class BlocksConv2d final : public PackedConv2d {
   void run(const Int8ConvImages& images, int64_t row_begin, int64_t row_end) const override {
     run_panels(images, row_begin, row_end, 0, panels());
   }
-  // Tiles, where an image is at most one panel of positions: to divide these would leave vectors unfilled.
+  // Tiles, where all positions of an image are computed together: to divide these would leave vectors unfilled.
   int64_t panels() const override {
     const Int8BlocksPlan& p = for_many_->plan();
-    return p.shape.out_height * p.shape.out_width <= for_many_->positions() ? p.slots / kOutTile : 1;
+    return p.shape.out_height * p.shape.out_width <= positions_together_ ? p.slots / kOutTile : 1;
   }
   void run_panels(const Int8ConvImages& images, int64_t row_begin, int64_t row_end, int64_t panel_begin,
                   int64_t panel_end) const override {
@@ -211,6 +213,7 @@ class BlocksConv2d final : public PackedConv2d {
 
  private:
   Int8BlocksKernel* kernel_;
+  int64_t positions_together_;
   PackedEpilogue epilogue_;
   // Where one image does not fill a panel for several images: a packing with smaller panels, else null.
   std::unique_ptr<Packing> for_many_, for_few_;
@@ -225,9 +228,10 @@ BlocksConv2d::BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   const Int8BlocksFormat format = active_int8_blocks_format()();
   const auto pack = [&](int64_t most_vectors) {
     return std::make_unique<Packing>(shape, constants.weight, epilogue_.get(), format.lanes,
-                                     choose_lines(shape, format.lanes, most_vectors));
+                                     choose_lines(shape, format, most_vectors));
   };
-  for_many_ = pack(format.max_vectors);
+  positions_together_ = format.max_vectors * format.lanes;
+  for_many_ = pack(format.max_panel_vectors);
   const int64_t image_vectors = (shape.out_height * shape.out_width + format.lanes - 1) / format.lanes;
   if (2 * image_vectors <= for_many_->plan().vectors) for_few_ = pack(image_vectors);
 }

@@ -242,16 +242,26 @@ constexpr auto tile_table(std::integer_sequence<int, N...>) {
 constexpr auto kTiles = tile_table(std::make_integer_sequence<int, kMaxVectors>());  // [vectors - 1]
 
 void compute_panel(const Int8BlocksPlan& p, const Int8Image& input, Panel& panel) {
-  const int64_t vectors = (panel.positions + kLanes - 1) / kLanes;
+  const int64_t positions = panel.positions;
+  uint8_t* const lines = panel.lines;
   for (panel.slice = 0; panel.slice < p.slices; ++panel.slice) {
     panel.first_quad = panel.slice * p.slice_quads;
     panel.quads = std::min(p.slice_quads, p.quads - panel.first_quad);
     panel.first_slot = panel.slice * p.slots;
     write_streams(p, input, panel);
-    for (int64_t tile = panel.tile_begin; tile < panel.tile_end; ++tile) {
-      const int64_t channels = std::min(kOutTile, p.shape.out_channels - tile * kOutTile);
-      kTiles[vectors - 1](p, panel, tile, channels);
+    for (int64_t first = 0; first < positions; first += kMaxPositions) {
+      panel.positions = std::min<int64_t>(kMaxPositions, positions - first);
+      panel.lines = lines + first * 4;
+      panel.residual_offset = panel.residual_offsets + first;
+      panel.output_offset = panel.output_offsets + first;
+      const int64_t vectors = (panel.positions + kLanes - 1) / kLanes;
+      for (int64_t tile = panel.tile_begin; tile < panel.tile_end; ++tile) {
+        const int64_t channels = std::min(kOutTile, p.shape.out_channels - tile * kOutTile);
+        kTiles[vectors - 1](p, panel, tile, channels);
+      }
     }
+    panel.positions = positions;
+    panel.lines = lines;
   }
 }
 
@@ -309,8 +319,8 @@ struct Walk {
     const int64_t width = p.shape.out_width;
     panel.positions = count;
     if (!own_addresses) set_offsets(input, of_rows, width, first, count + more, panel.input_offset);
-    set_offsets(output, of_rows, width, first, count, panel.output_offset);
-    if (images.residual != nullptr) set_offsets(residual, of_rows, width, first, count, panel.residual_offset);
+    set_offsets(output, of_rows, width, first, count, panel.output_offsets);
+    if (images.residual != nullptr) set_offsets(residual, of_rows, width, first, count, panel.residual_offsets);
   }
 
   void run_rows() {
@@ -342,7 +352,7 @@ struct Walk {
 
 }  // namespace
 
-Int8BlocksFormat int8_blocks_format() { return {kLanes, kMaxVectors}; }
+Int8BlocksFormat int8_blocks_format() { return {kLanes, kMaxVectors, kMaxPanelPositions / kLanes}; }
 
 void int8_blocks_kernel(const Int8BlocksPlan& p, const Int8ConvImages& images, const Int8BlocksPart& part) {
   Walk walk(p, images, part);

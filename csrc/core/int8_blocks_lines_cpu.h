@@ -17,6 +17,7 @@ constexpr int kMaxVectors = PQK_ISA_LEVEL >= 2 ? 8 : 4;
 constexpr int kMaxVectors = 4;
 #endif
 constexpr int kMaxPositions = kMaxVectors * kLanes;
+constexpr int kMaxPanelPositions = 16 * kLanes;
 constexpr int64_t kLineBytes = kLanes * 4;
 
 // How far positions are from the first one, in bytes.
@@ -44,8 +45,9 @@ struct Panel {
   int64_t positions;
   // Relative to the first position of the images, whose addresses follow.
   int64_t input_offset[kMaxStreamPositions];
-  int64_t residual_offset[kMaxPositions], output_offset[kMaxPositions];
-  const uint8_t* input;  // of the window's first tap
+  int64_t residual_offsets[kMaxPanelPositions], output_offsets[kMaxPanelPositions];
+  const int64_t *residual_offset, *output_offset;  // of the positions that are computed together
+  const uint8_t* input;                            // of the window's first tap
   const uint8_t* residual;
   uint8_t* output;
   uint8_t* lines;

@@ -54,7 +54,9 @@ constexpr int64_t kMaxStreamPositions = 512;
 constexpr int64_t kQuadsAtOnce = 4;  // lines are written for so many quads together
 
 struct Int8BlocksFormat {
-  int64_t lanes, max_vectors;
+  int64_t lanes;
+  int64_t max_vectors;        // of positions that are computed together
+  int64_t max_panel_vectors;  // of a panel; more than these make streams share more lines
 };
 // Rows of the output, and tiles of its channels.
 struct Int8BlocksPart {
