@@ -170,7 +170,9 @@ def run(arguments: argparse.Namespace) -> None:
     section = "scaling" if arguments.threads > 1 else "rows"
     suffix = f"/{arguments.isa}" if arguments.isa else ""
     batches = [arguments.batches[-1]] if arguments.threads > 1 else arguments.batches
-    about: Row = {"versions": peers.versions(), "build": build_info()}
+    about: Row = {"versions": peers.versions()}
+    if not arguments.isa:  # the conditions in the README are those of the main rows
+        about["build"] = build_info()
     for case in cases(arguments):
         prepare(case)
         for batch in batches:
