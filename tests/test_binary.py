@@ -147,6 +147,16 @@ def test_loops_over_blocks_keep_vectors_in_registers(isa: str, multiply: str) ->
         assert not [line for line in loop if re.search(r"\(%r[sb]p", line)], "\n".join(loop)
 
 
+def test_loops_of_depthwise_3x3_keep_vectors_in_registers() -> None:
+    """No loop stores a sum on the stack. (It may read a weight from there, as it would from the packed weights.)"""
+    listing = disassemble(library_path("libpqk_core.so"))
+    loops = innermost_loops(listing, r"\bpqk::avx512vnni::.*\bmultiply_(unit_stride|stride_2)<")
+    loops = [loop for loop in loops if any("vpdpbusd" in line for line in loop)]
+    assert len(loops) >= 12  # three parts of a block, two strides, with and without clamps
+    for loop in loops:
+        assert not [line for line in loop if re.search(r"%zmm\d+,-?(0x[0-9a-f]+)?\(%r[sb]p", line)], "\n".join(loop)
+
+
 def test_a_misplaced_instruction_is_found() -> None:
     listing = """
 0000000000001000 <_GLOBAL__sub_I_codec.cpp>:

@@ -141,7 +141,7 @@ inline Ints load_weight(const uint8_t* weight, int index) { return _mm512_load_s
 // The sums move left by one output a column: `last` takes its third tap, `next` its second, a new one its
 // first.
 template <Part part, bool clamps>
-void multiply_unit_stride(const Half& shared, const Strip* strips, int64_t count) {
+[[gnu::noinline]] void multiply_unit_stride(const Half& shared, const Strip* strips, int64_t count) {
   const Half half = shared;
   const Rescale rescale(half);
   Ints weight[kTaps][2][kHalfVectors], compensation[kHalfVectors];
@@ -184,7 +184,7 @@ void multiply_unit_stride(const Half& shared, const Strip* strips, int64_t count
 
 // Every output has columns of its own but for one, which it shares with its neighbour.
 template <Part part, bool clamps>
-void multiply_stride_2(const Half& shared, const Strip* strips, int64_t count) {
+[[gnu::noinline]] void multiply_stride_2(const Half& shared, const Strip* strips, int64_t count) {
   const Half half = shared;
   const Rescale rescale(half);
   Ints weight[kTaps][kHalfVectors], compensation[kHalfVectors];

@@ -23,6 +23,10 @@ class Model:
     One object may serve any number of Python threads at once; results do not depend on them, nor on ``num_threads``,
     the batch or the CPU. After ``fork()`` the child can use it, on one thread.
 
+    A batch goes to the threads image by image, one image in parts of its large layers. The threads belong to the model:
+    between calls they sleep (after 20 us of waiting for work), so that other pools, such as torch's, find the cores
+    free. Two pools that work at the same time share the cores, which slows both.
+
     Attributes:
         graph: what it computes, see :mod:`pqk_ext.runtime.graph`.
         nbytes: size of the file in bytes; 0 for a model made by :meth:`from_graph`.
