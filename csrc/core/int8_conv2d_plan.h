@@ -69,8 +69,8 @@ struct Int8DirectPlan {
   int64_t group_in, group_out, tiles;
   int64_t tap_quads;  // quads of one tap: group_in / 4, rounded up
   int64_t row_quads;  // quads of one kernel row
-  // Taps on a border of zeros add nothing: whether there are such; and whether it is just the first tap of a row's
-  // first pixel, and the last tap of its last pixel.
+  // Taps on a border of zeros add nothing: whether there are such; and whether it is just the first tap of a
+  // row's first pixel, and the last tap of its last pixel.
   bool skips_border, skips_left, skips_right;
   // Tiles that one kernel call computes together. The weights of panel tiles [t, t + n) of a group start at
   // tile t's place and are [ky][quad of the row][n] blocks, n being `panel` but for a group's last panel.

@@ -28,10 +28,13 @@ class DirectConv2d final : public PackedConv2d {
   std::unique_ptr<PackedEpilogue> epilogue_;
 };
 
-// How many tiles of output channels to compute together. Two fill the registers best; four read each weight
-// less often when there are few pixels to share it.
+// How many tiles of output channels to compute together. Two fill the registers best; four do so for rows of
+// five or six pixels, and give one pixel enough sums.
 int64_t panel_tiles(const Int8DirectPlan& plan) {
-  return plan.shape.out_height * plan.shape.out_width <= 6 ? 4 : plan.tiles == 3 ? 3 : 2;
+  const int64_t width = plan.shape.out_width;
+  if (((width == 5 || width == 6) && plan.shape.kernel_height > 1) || plan.shape.out_height * width == 1)
+    return 4;
+  return plan.tiles == 3 ? 3 : 2;
 }
 
 DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& constants)

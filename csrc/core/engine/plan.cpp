@@ -10,8 +10,27 @@ namespace pqk::engine {
 namespace {
 
 // Images that are computed together share every weight that a kernel has loaded, and fill its tiles where an
-// image has few pixels. Their arenas should stay in a core's own cache.
-constexpr int64_t kMostImages = 8, kGroupBytes = 256 << 10;
+// image has few pixels. Their arenas should stay in a core's own cache, and leave it to the weights where these
+// fit: weights that come from farther away for every group are worth larger ones.
+constexpr int64_t kMostImages = 8, kCacheBytes = 1 << 20, kGroupBytes = 256 << 10;
+
+int64_t weight_bytes(const Graph& graph) {
+  int64_t bytes = 0;
+  for (const Node& node : graph.nodes()) {
+    if (node.weight == nullptr) continue;
+    const Value& in = graph.value(node.inputs[0]);
+    const Attributes& a = node.attributes;
+    const int64_t fan_in =
+        node.op == Op::kLinear ? in.numel() : in.channels / a.groups * a.kernel[0] * a.kernel[1];
+    bytes += node.value.channels * fan_in;
+  }
+  return bytes;
+}
+
+int64_t images_together(int64_t arena_bytes, int64_t weights) {
+  const int64_t budget = weights > kCacheBytes ? kCacheBytes : kGroupBytes;
+  return std::clamp<int64_t>(budget / std::max<int64_t>(1, arena_bytes), 1, kMostImages);
+}
 
 std::unique_ptr<Step> make_step(const StepContext& context) {
   switch (context.node.op) {
@@ -39,7 +58,7 @@ Plan::Plan(const Graph& graph, const KernelOptions& options)
   const Layout layout(graph);
   fills_ = layout.fills();
   arena_bytes_ = layout.arena_bytes();
-  group_ = std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(1, arena_bytes_), 1, kMostImages);
+  group_ = images_together(arena_bytes_, weight_bytes(graph));
   KernelChooser chooser(options);
   const int values = static_cast<int>(graph.nodes().size());
   for (int value = 1; value <= values; ++value) {
