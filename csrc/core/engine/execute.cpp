@@ -104,23 +104,35 @@ int64_t Engine::run(const float* input, float* output, int64_t batch) const {
   return run_images(input, output, 0, batch, *lease);
 }
 
-int64_t Engine::run_images(const float* input, float* output, int64_t begin, int64_t end,
-                           Workspace& workspace) const {
-  for (int64_t first = begin; first < end; first += plan_.group()) {
-    const Frame frame = workspace.frame(input, output, first, std::min(plan_.group(), end - first));
-    for (const std::unique_ptr<Step>& step : plan_.steps()) {
-      const int64_t nan = step->run(frame, 0, step->parts);
-      if (nan >= 0) return first * plan_.input_numel() + nan;
+int64_t Engine::run_frame(const Frame& frame) const {
+  for (const Stretch& stretch : plan_.stretches()) {
+    for (int64_t first = 0; first < frame.images; first += stretch.images) {
+      const Frame part = frame.images_from(first, std::min(stretch.images, frame.images - first));
+      for (size_t i = stretch.begin; i < stretch.end; ++i) {
+        const Step& step = *plan_.steps()[i];
+        const int64_t nan = step.run(part, 0, step.parts);
+        if (nan >= 0) return first * frame.input_step + nan;
+      }
     }
   }
   return -1;
 }
 
-// Whole images to each thread: nothing to wait for but the end.
+int64_t Engine::run_images(const float* input, float* output, int64_t begin, int64_t end,
+                           Workspace& workspace) const {
+  for (int64_t first = begin; first < end; first += plan_.group()) {
+    const int64_t nan = run_frame(workspace.frame(input, output, first, std::min(plan_.group(), end - first)));
+    if (nan >= 0) return first * plan_.input_numel() + nan;
+  }
+  return -1;
+}
+
+// Whole images to each thread, as many as go together: nothing to wait for but the end.
 int64_t Engine::run_images_parallel(const float* input, float* output, int64_t batch) const {
   std::atomic<int64_t> first_nan{-1};
   std::atomic<bool> out_of_memory{false};
-  pool_(batch, 1, [&](int64_t begin, int64_t end) {
+  const int64_t share = (batch + num_threads() - 1) / num_threads();
+  pool_(batch, std::min(plan_.group(), share), [&](int64_t begin, int64_t end) {
     try {
       const Lease lease(*this);
       lower(first_nan, run_images(input, output, begin, end, *lease));

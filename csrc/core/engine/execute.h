@@ -35,6 +35,7 @@ class Engine {
 
   std::unique_ptr<Workspace> acquire() const;
   void release(std::unique_ptr<Workspace> workspace) const;
+  int64_t run_frame(const Frame& frame) const;
   int64_t run_images(const float* input, float* output, int64_t begin, int64_t end, Workspace& workspace) const;
   int64_t run_parts_parallel(const float* input, float* output, int64_t batch) const;
   int64_t run_images_parallel(const float* input, float* output, int64_t batch) const;

@@ -26,8 +26,13 @@ struct Frame {
   int64_t input_step = 0, output_step = 0;  // floats
   uint8_t* scratch = nullptr;               // of the thread: what the most demanding step asks for
 
-  Frame image(int64_t index) const {
-    return {arena + index * arena_step, input + index * input_step, output + index * output_step};
+  Frame images_from(int64_t first, int64_t count) const {
+    Frame part = *this;
+    part.arena += first * arena_step;
+    part.input += first * input_step;
+    part.output += first * output_step;
+    part.images = count;
+    return part;
   }
 };
 

@@ -9,27 +9,17 @@ namespace pqk::engine {
 
 namespace {
 
-// Images that are computed together share every weight that a kernel has loaded, and fill its tiles where an
-// image has few pixels. Their arenas should stay in a core's own cache, and leave it to the weights where these
-// fit: weights that come from farther away for every group are worth larger ones.
-constexpr int64_t kMostImages = 8, kCacheBytes = 1 << 20, kGroupBytes = 256 << 10;
+// Images that go through a layer together share every weight that a kernel has loaded, and fill its tiles where
+// an image has few pixels. But what the layer reads and writes should stay in a core's own cache.
+constexpr int64_t kMostImages = 16, kTogetherBytes = 256 << 10;
+constexpr int64_t kArenasBytes = 64 << 20;  // of all images of a frame
 
-int64_t weight_bytes(const Graph& graph) {
-  int64_t bytes = 0;
-  for (const Node& node : graph.nodes()) {
-    if (node.weight == nullptr) continue;
-    const Value& in = graph.value(node.inputs[0]);
-    const Attributes& a = node.attributes;
-    const int64_t fan_in =
-        node.op == Op::kLinear ? in.numel() : in.channels / a.groups * a.kernel[0] * a.kernel[1];
-    bytes += node.value.channels * fan_in;
-  }
-  return bytes;
-}
-
-int64_t images_together(int64_t arena_bytes, int64_t weights) {
-  const int64_t budget = weights > kCacheBytes ? kCacheBytes : kGroupBytes;
-  return std::clamp<int64_t>(budget / std::max<int64_t>(1, arena_bytes), 1, kMostImages);
+// A power of two, so that neighbouring layers that differ little are computed for the same images.
+int64_t images_together(const Graph& graph, const Node& node, int64_t most) {
+  const int64_t bytes = graph.value(node.inputs[0]).numel() + node.value.numel();
+  int64_t images = 1;
+  while (images * 2 <= most && images * 2 * bytes <= kTogetherBytes) images *= 2;
+  return images;
 }
 
 std::unique_ptr<Step> make_step(const StepContext& context) {
@@ -58,25 +48,32 @@ Plan::Plan(const Graph& graph, const KernelOptions& options)
   const Layout layout(graph);
   fills_ = layout.fills();
   arena_bytes_ = layout.arena_bytes();
-  group_ = images_together(arena_bytes_, weight_bytes(graph));
+  group_ = std::clamp<int64_t>(kArenasBytes / std::max<int64_t>(1, arena_bytes_), 1, kMostImages);
   KernelChooser chooser(options);
   const int values = static_cast<int>(graph.nodes().size());
   for (int value = 1; value <= values; ++value) {
     if (layout.is_view(value)) continue;
     const Node& node = graph.nodes()[value - 1];
-    std::unique_ptr<Step> step = make_step({graph, layout, node, value, group_, chooser});
-    if (step == nullptr) continue;
-    steps_.push_back(std::move(step));
-    infos_.push_back({node.name, steps_.back()->kernel_name()});
+    const int64_t images = images_together(graph, node, group_);
+    add_step(make_step({graph, layout, node, value, images, chooser}), node.name, images);
   }
   if (layout.reorders_output()) {
-    steps_.push_back(make_output_step({graph, layout, graph.nodes().back(), values, group_, chooser}));
-    infos_.push_back({"output", steps_.back()->kernel_name()});
+    add_step(make_output_step({graph, layout, graph.nodes().back(), values, 1, chooser}), "output", 1);
   }
-  for (const std::unique_ptr<Step>& step : steps_) {
-    scratch_bytes_ = std::max(scratch_bytes_, step->scratch_bytes);
-  }
+  group_ = 1;
+  for (const Stretch& stretch : stretches_) group_ = std::max(group_, stretch.images);
   measured_ = chooser.measured();
+}
+
+void Plan::add_step(std::unique_ptr<Step> step, const std::string& node, int64_t images) {
+  if (step == nullptr) return;
+  scratch_bytes_ = std::max(scratch_bytes_, step->scratch_bytes);
+  infos_.push_back({node, step->kernel_name()});
+  steps_.push_back(std::move(step));
+  if (stretches_.empty() || stretches_.back().images != images) {
+    stretches_.push_back({steps_.size() - 1, steps_.size() - 1, images});
+  }
+  stretches_.back().end = steps_.size();
 }
 
 void Plan::prepare(uint8_t* arena) const {

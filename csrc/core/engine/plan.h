@@ -14,6 +14,12 @@ struct StepInfo {
   std::string kernel;  // what runs it
 };
 
+// Steps [begin, end) that so many images of a frame go through together, before the next images do.
+struct Stretch {
+  size_t begin, end;
+  int64_t images;
+};
+
 class Plan {
  public:
   // Throws FormatError when the graph needs too much memory, std::invalid_argument for a choice that cannot be.
@@ -22,8 +28,9 @@ class Plan {
   const std::vector<std::unique_ptr<Step>>& steps() const { return steps_; }
   const std::vector<StepInfo>& infos() const { return infos_; }
   int64_t arena_bytes() const { return arena_bytes_; }  // of one image
-  // Images of a batch that go through every step together.
+  // Most images of a frame.
   int64_t group() const { return group_; }
+  const std::vector<Stretch>& stretches() const { return stretches_; }
   int64_t scratch_bytes() const { return scratch_bytes_; }  // that a thread needs
   int64_t input_numel() const { return input_numel_; }
   int64_t output_numel() const { return output_numel_; }
@@ -34,8 +41,11 @@ class Plan {
   void prepare(uint8_t* arena) const;
 
  private:
+  void add_step(std::unique_ptr<Step> step, const std::string& node, int64_t images);
+
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<StepInfo> infos_;
+  std::vector<Stretch> stretches_;
   std::vector<Fill> fills_;
   KernelTable measured_;
   int64_t arena_bytes_, scratch_bytes_ = 0, group_, input_numel_, output_numel_;

@@ -66,9 +66,9 @@ std::unique_ptr<Step> step_of(const char* kernel, int64_t parts, int64_t work, i
                        [body = std::move(body)](const Frame& frame, int64_t begin, int64_t end) -> int64_t {
                          for (int64_t i = 0; i < frame.images; ++i) {
                            if constexpr (std::is_void_v<decltype(body(frame, begin, end))>) {
-                             body(frame.image(i), begin, end);
+                             body(frame.images_from(i, 1), begin, end);
                            } else {
-                             const int64_t nan = body(frame.image(i), begin, end);
+                             const int64_t nan = body(frame.images_from(i, 1), begin, end);
                              if (nan >= 0) return i * frame.input_step + nan;
                            }
                          }
