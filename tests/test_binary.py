@@ -97,7 +97,7 @@ def test_each_instruction_set_has_its_code() -> None:
 
 
 # Functions that hold a kernel's innermost loops and nothing else that needs many registers.
-INNERMOST = (r"\bmultiply_tile<\d+>\(.*\bGatherProgram\b",)
+INNERMOST = (r"\bmultiply_tile<\d+>\(.*\bGatherProgram\b", r"\bavx512vnni::.*\bmultiply_tile<\d+, \d+, \d+>\(.*\bTile&")
 
 
 @pytest.mark.parametrize("function", INNERMOST)

@@ -32,8 +32,9 @@ class DirectConv2d final : public PackedConv2d {
 // five or six pixels, and give one pixel enough sums.
 int64_t panel_tiles(const Int8DirectPlan& plan) {
   const int64_t width = plan.shape.out_width;
-  if (((width == 5 || width == 6) && plan.shape.kernel_height > 1) || plan.shape.out_height * width == 1)
-    return 4;
+  const bool narrow =
+      (width == 5 || width == 6) && plan.shape.kernel_height > 1;  // else the epilogue weighs more
+  if (narrow || plan.shape.out_height * width == 1) return 4;
   return plan.tiles == 3 ? 3 : 2;
 }
 

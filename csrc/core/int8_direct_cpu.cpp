@@ -19,7 +19,7 @@ namespace {
 // are enough to hide the latency of the multiply-add.
 constexpr int kTilePixels[] = {16, 12, 8, 6};
 #elif PQK_ISA_LEVEL == 1
-constexpr int kTilePixels[] = {5};
+constexpr int kTilePixels[] = {4};  // five leave too few of 16 registers
 #else
 constexpr int kTilePixels[] = {2};
 #endif
