@@ -96,67 +96,6 @@ def test_each_instruction_set_has_its_code() -> None:
     assert {"%zmm", "vpdpbusd"} <= seen["avx512vnni"]
 
 
-# Functions that hold a kernel's innermost loops and nothing else that needs many registers.
-INNERMOST = (r"\bmultiply_tile<\d+>\(.*\bGatherProgram\b", r"\bavx512vnni::.*\bmultiply_tile<\d+, \d+, \d+>\(.*\bTile&")
-
-
-@pytest.mark.parametrize("function", INNERMOST)
-def test_innermost_loops_keep_vectors_in_registers(function: str) -> None:
-    """A sum or window on the stack, where the compiler puts what it finds no register for, halves the speed."""
-    checked, spilled = set(), {}
-    for symbol, mnemonic, operands in instructions(disassemble(library_path("libpqk_core.so"))):
-        if not _CHOSEN_BY_CPU.search(symbol) or not re.search(function, symbol):
-            continue
-        checked.add(symbol)
-        if re.search(r"%[yz]mm", operands) and re.search(r"\(%r[sb]p", operands):
-            spilled.setdefault(symbol, f"{mnemonic}{operands}")
-    assert len(checked) > 10
-    assert spilled == {}
-
-
-_JUMP = re.compile(r"^\s*([0-9a-f]+):\s+(?:bnd )?j\w+\s+([0-9a-f]+) <")
-
-
-def innermost_loops(listing: str, function: str) -> list[list[str]]:
-    """The instructions of every loop without a loop inside, in symbols that match ``function``."""
-    bodies: dict[str, dict[int, str]] = {}
-    symbol = ""
-    for line in listing.splitlines():
-        if match := _SYMBOL.match(line):
-            symbol = match[1]
-        elif re.search(function, symbol) and re.match(r"^\s*[0-9a-f]+:", line):
-            bodies.setdefault(symbol, {})[int(line.split(":")[0], 16)] = line
-    loops = []
-    for body in bodies.values():
-        jumps = [(int(m[2], 16), int(m[1], 16)) for line in body.values() if (m := _JUMP.match(line))]
-        ranges = {(first, last) for first, last in jumps if first <= last and first in body}
-        for first, last in ranges:
-            if not any((a, b) != (first, last) and first <= a and b <= last for a, b in ranges):
-                loops.append([text for address, text in body.items() if first <= address <= last])
-    return loops
-
-
-@pytest.mark.parametrize(("isa", "multiply"), [("avx2", "vpmaddwd"), ("avx512vnni", "vpdpbusd")])
-def test_loops_over_blocks_keep_vectors_in_registers(isa: str, multiply: str) -> None:
-    """The block kernel's loops, which share functions with its requantization."""
-    listing = disassemble(library_path("libpqk_core.so"))
-    loops = innermost_loops(listing, rf"\bpqk::{isa}::.*\bcompute_\w+<.*\bInt8BlocksPlan\b")
-    loops = [loop for loop in loops if any(multiply in line for line in loop)]
-    assert len(loops) > 8
-    for loop in loops:
-        assert not [line for line in loop if re.search(r"\(%r[sb]p", line)], "\n".join(loop)
-
-
-def test_loops_of_depthwise_3x3_keep_vectors_in_registers() -> None:
-    """No loop stores a sum on the stack. (It may read a weight from there, as it would from the packed weights.)"""
-    listing = disassemble(library_path("libpqk_core.so"))
-    loops = innermost_loops(listing, r"\bpqk::avx512vnni::.*\bmultiply_(unit_stride|stride_2)<")
-    loops = [loop for loop in loops if any("vpdpbusd" in line for line in loop)]
-    assert len(loops) >= 12  # three parts of a block, two strides, with and without clamps
-    for loop in loops:
-        assert not [line for line in loop if re.search(r"%zmm\d+,-?(0x[0-9a-f]+)?\(%r[sb]p", line)], "\n".join(loop)
-
-
 def test_a_misplaced_instruction_is_found() -> None:
     listing = """
 0000000000001000 <_GLOBAL__sub_I_codec.cpp>:

@@ -103,6 +103,7 @@ struct Int8DepthwisePlan {
 struct Int8DepthwiseFormat {
   WeightFormat weight;
   int64_t lanes;  // 0: this instruction set has no such kernel
+  int64_t max_outputs;
 };
 using Int8DepthwiseKernel = void(const Int8DepthwisePlan&, const Int8ConvImages&, int64_t row_begin,
                                  int64_t row_end);

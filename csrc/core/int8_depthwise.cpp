@@ -40,7 +40,7 @@ DepthwiseConv2d::DepthwiseConv2d(const Conv2dShape& shape, const Conv2dConstants
   plan_.blocks = (shape.out_channels + format.lanes * 4 - 1) / (format.lanes * 4);
   // A second output pays when it needs no window of its own.
   const bool neighbours = shape.stride_width == 1 && shape.dilation_width == 1 && shape.kernel_width % 4 != 0;
-  plan_.outputs = neighbours ? 2 : 1;
+  plan_.outputs = neighbours && !constants.has_residual ? format.max_outputs : 1;
   plan_.span = shape.kernel_width + plan_.outputs - 1;
   plan_.windows = (plan_.span + 3) / 4;
   pack_weight(constants.weight, format);
@@ -80,7 +80,7 @@ void DepthwiseConv2d::pack_weight(const int8_t* weight, const Int8DepthwiseForma
 std::unique_ptr<PackedConv2d> pack_depthwise(const Conv2dShape& shape, const Conv2dConstants& constants) {
   const Int8DepthwiseFormat format = active_int8_depthwise_format()();
   const bool depthwise = shape.groups == shape.in_channels && shape.groups == shape.out_channels;
-  if (!depthwise || shape.groups == 1 || format.lanes == 0) return nullptr;
+  if (!depthwise || shape.groups == 1 || format.lanes == 0 || constants.float_output) return nullptr;
   return std::make_unique<DepthwiseConv2d>(shape, constants, format);
 }
 

@@ -29,6 +29,9 @@ inline Interleaved interleave(Ints a, Ints b, Ints c, Ints d) {
 struct Sums {
   Ints vector[4];
 };
+// Two outputs need 8 registers for their sums and 4 for what they share, beside the constants; with a residual
+// there is one.
+constexpr int64_t kMaxOutputs = PQK_ISA_LEVEL >= 2 ? 2 : 1;
 
 // One block of channels. Kernels copy it, so that the compiler knows no store can change it.
 struct Block {
@@ -41,7 +44,6 @@ struct Block {
   int64_t channels;  // that exist
   int32_t quant_min, quant_max, residual_zero_point;
   float residual_multiplier;
-  bool float_output;
 };
 
 // The sums of `Outputs` neighbouring output pixels; `input` is the first one's first tap.
@@ -100,15 +102,6 @@ template <bool HasResidual>
 inline void store_pixel(const Block& block, const Sums& sums, const uint8_t* residual, uint8_t* output) {
   Floats values[4];
   real_values<HasResidual>(block, sums, residual, values);
-  if (block.float_output) {
-    float packed[4 * kLanes];
-    for (int i = 0; i < 4; ++i) store_floats(packed + i * kLanes, values[i]);
-    for (int64_t c = 0; c < block.channels; ++c) {
-      const int64_t vector = c % 16 / 4, lane = c / 16 * 4 + c % 4;
-      memcpy(output + c * sizeof(float), packed + vector * kLanes + lane, sizeof(float));
-    }
-    return;
-  }
   // As in TileConstants::code_ints; the packs bring the channels back into order.
   const Floats high = set_floats(static_cast<float>(block.quant_max));
   Ints codes[4];
@@ -130,11 +123,9 @@ struct Row {
   int64_t width, input_step, residual_step, output_step;
 };
 
-// Height and Windows fix the kernel's loops; 0 leaves them to run time.
-template <int Outputs, int Height, int Windows, bool HasResidual>
+template <int Outputs, bool HasResidual>
 void multiply_row(const Block& shared, const Row& shared_row) {
-  Block block = shared;
-  if (Height > 0) block.height = Height, block.windows = Windows;
+  const Block block = shared;
   const Row row = shared_row;
   int64_t x = 0;
   for (; x + Outputs <= row.width; x += Outputs) {
@@ -156,10 +147,9 @@ void multiply_row(const Block& shared, const Row& shared_row) {
 
 using RowFunction = void(const Block&, const Row&);
 
-template <int Outputs, bool HasResidual>
-RowFunction* row_function(int64_t height, int64_t windows) {
-  if (height == 3 && windows == 1) return &multiply_row<Outputs, 3, 1, HasResidual>;
-  return &multiply_row<Outputs, 0, 0, HasResidual>;
+RowFunction* row_function(int64_t outputs, bool has_residual) {
+  if (has_residual) return &multiply_row<1, true>;
+  return outputs == 1 ? &multiply_row<1, false> : &multiply_row<kMaxOutputs, false>;
 }
 
 void multiply_image(const Int8DepthwisePlan& p, const Int8ConvImages& images, int64_t row_begin,
@@ -168,13 +158,8 @@ void multiply_image(const Int8DepthwisePlan& p, const Int8ConvImages& images, in
   const Int8Epilogue& e = p.epilogue;
   const Int8Image& input = images.input;
   const Int8Image residual = e.has_residual ? *images.residual : Int8Image{images.input.data, 0, 0};
-  const int64_t channel_bytes = e.float_output ? sizeof(float) : 1;
-  const int64_t output_step = e.float_output ? s.out_channels * channel_bytes : images.output.pixel_stride;
-  const int64_t output_row = e.float_output ? s.out_width * output_step : images.output.row_stride;
-  uint8_t* output = e.float_output ? reinterpret_cast<uint8_t*>(images.float_output) : images.output.data;
-  const auto choose = p.outputs == 2 ? (e.has_residual ? &row_function<2, true> : &row_function<2, false>)
-                                     : (e.has_residual ? &row_function<1, true> : &row_function<1, false>);
-  RowFunction* const run = choose(s.kernel_height, p.windows);
+  const Int8Image& output = images.output;
+  RowFunction* const run = row_function(p.outputs, e.has_residual);
   const int64_t window_bytes = p.outputs * 4 * kVectorWeights;
   for (int64_t b = 0; b < p.blocks; ++b) {
     const int64_t channel = b * kBlock;
@@ -192,21 +177,20 @@ void multiply_image(const Int8DepthwisePlan& p, const Int8ConvImages& images, in
                       e.quant_min,
                       e.quant_max,
                       e.residual_zero_point,
-                      e.residual_multiplier,
-                      e.float_output};
+                      e.residual_multiplier};
     for (int64_t y = row_begin; y < row_end; ++y) {
       run(block,
           {input.data + channel + (y * s.stride_height - s.pad_top) * input.row_stride -
                s.pad_left * input.pixel_stride,
-           residual.data + channel + y * residual.row_stride, output + channel * channel_bytes + y * output_row,
-           s.out_width, s.stride_width * input.pixel_stride, residual.pixel_stride, output_step});
+           residual.data + channel + y * residual.row_stride, output.data + channel + y * output.row_stride,
+           s.out_width, s.stride_width * input.pixel_stride, residual.pixel_stride, output.pixel_stride});
     }
   }
 }
 
 }  // namespace
 
-Int8DepthwiseFormat int8_depthwise_format() { return {kWeightFormat, kLanes}; }
+Int8DepthwiseFormat int8_depthwise_format() { return {kWeightFormat, kLanes, kMaxOutputs}; }
 
 void int8_depthwise_kernel(const Int8DepthwisePlan& p, const Int8ConvImages& images, int64_t row_begin,
                            int64_t row_end) {
@@ -218,7 +202,7 @@ void int8_depthwise_kernel(const Int8DepthwisePlan& p, const Int8ConvImages& ima
 
 #else
 
-Int8DepthwiseFormat int8_depthwise_format() { return {WeightFormat::kQuads, 0}; }
+Int8DepthwiseFormat int8_depthwise_format() { return {WeightFormat::kQuads, 0, 0}; }
 
 void int8_depthwise_kernel(const Int8DepthwisePlan&, const Int8ConvImages&, int64_t, int64_t) {}
 
