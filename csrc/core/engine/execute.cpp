@@ -127,12 +127,14 @@ int64_t Engine::run_images(const float* input, float* output, int64_t begin, int
   return -1;
 }
 
-// Whole images to each thread, as many as go together: nothing to wait for but the end.
+// Whole images to each thread: nothing to wait for but the end. A piece is less than what could go together, so
+// that a thread that the system holds back leaves some to the others.
 int64_t Engine::run_images_parallel(const float* input, float* output, int64_t batch) const {
   std::atomic<int64_t> first_nan{-1};
   std::atomic<bool> out_of_memory{false};
-  const int64_t share = (batch + num_threads() - 1) / num_threads();
-  pool_(batch, std::min(plan_.group(), share), [&](int64_t begin, int64_t end) {
+  constexpr int64_t kPiecesAShare = 4;
+  const int64_t share = std::min(plan_.group(), (batch + num_threads() - 1) / num_threads());
+  pool_(batch, std::max<int64_t>(1, share / kPiecesAShare), [&](int64_t begin, int64_t end) {
     try {
       const Lease lease(*this);
       lower(first_nan, run_images(input, output, begin, end, *lease));
