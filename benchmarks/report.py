@@ -1,12 +1,14 @@
-"""Writes the tables of README.md from benchmarks/results/*.json, between its two `results` marks.
+"""Writes benchmarks/results/README.md from the JSON files beside it, and its short tables into the main README.md.
 
-`python benchmarks/report.py` rewrites them; with `--check` it changes nothing and ends with 1 if they are out of date.
+`python benchmarks/report.py` rewrites both; with `--check` it changes nothing and ends with 1 if they are out of date. In
+README.md the tables stand between two `results` marks; long ones, which are folded, are left out there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from markdown import Document, folded, ratio, table
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+ALL = RESULTS / "README.md"
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- /results -->"
 LONG_TABLE = 16  # lines; longer tables are folded
 
@@ -95,21 +98,31 @@ def report() -> str:
     return "\n".join(lines)
 
 
+def without_long_tables(text: str) -> str:
+    link = f"({ALL.relative_to(ROOT).as_posix()})"
+    return re.sub(r"<details>\n<summary>(.*?)</summary>.*?</details>", rf"[\1]{link}", text, flags=re.DOTALL)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a table is out of date")
     check = parser.parse_args().check
-    text = README.read_text()
-    head, begin, rest = text.partition(BEGIN)
+    head, begin, rest = README.read_text().partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"{README}: expected the marks {BEGIN} and {END}")
-    wanted = f"{head}{BEGIN}\n\n{report()}\n{END}{tail}"
-    if check:
-        print("README.md is up to date" if wanted == text else "README.md is out of date: run benchmarks/report.py")
-        return int(wanted != text)
-    README.write_text(wanted)
-    return 0
+    everything = report()
+    wanted = {
+        README: f"{head}{BEGIN}\n\n{without_long_tables(everything)}\n{END}{tail}",
+        ALL: f"# Results\n\nWritten by `benchmarks/report.py` from the files beside this one.\n\n{everything}",
+    }
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        if check:
+            print(f"{path.relative_to(ROOT)} is out of date: run benchmarks/report.py")
+        else:
+            path.write_text(wanted[path])
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

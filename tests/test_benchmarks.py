@@ -218,8 +218,17 @@ def test_report_of_layers() -> None:
 
 def test_readme_tables_are_those_of_the_results() -> None:
     report = load("report")
-    text = report.README.read_text()
-    assert f"{report.BEGIN}\n\n{report.report()}\n{report.END}" in text
+    everything = report.report()
+    assert f"{report.BEGIN}\n\n{report.without_long_tables(everything)}\n{report.END}" in report.README.read_text()
+    assert report.ALL.read_text().endswith(everything)
+
+
+def test_long_tables_stand_with_the_results_only() -> None:
+    report = load("report")
+    fold = report.folded("2 rows", ["| a |", "| - |"])
+    text = "\n".join(["before", *fold, "between", *fold, "after"])
+    link = "[2 rows](benchmarks/results/README.md)"
+    assert report.without_long_tables(text) == f"before\n{link}\nbetween\n{link}\nafter"
 
 
 def test_every_python_file_is_found() -> None:
