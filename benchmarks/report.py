@@ -1,7 +1,7 @@
 """Writes benchmarks/results/README.md from the JSON files beside it, and its short tables into the main README.md.
 
-`python benchmarks/report.py` rewrites both; with `--check` it changes nothing and ends with 1 if they are out of date. In
-README.md the tables stand between two `results` marks; long ones, which are folded, are left out there.
+`python benchmarks/report.py` rewrites both; with `--check` it changes nothing and ends with 1 if they are out of date.
+In README.md the tables stand between two `results` marks; long ones, which are folded, are left out there.
 """
 
 from __future__ import annotations
