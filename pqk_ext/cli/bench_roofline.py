@@ -109,6 +109,8 @@ def _draw_roofs(axes: Axes, peak: float, bandwidths: dict[str, float], layers: l
 
 
 def _draw_layers(axes: Axes, layers: list[LayerTime], labelled: list[int], peak: float) -> None:
+    from matplotlib.collections import PathCollection
+
     longest = max((layer.seconds for layer in layers), default=1.0)
     for kind, colour in _COLOURS.items():
         members = [layer for layer in layers if _kind(layer) == kind]
@@ -128,8 +130,8 @@ def _draw_layers(axes: Axes, layers: list[LayerTime], labelled: list[int], peak:
     if handles:
         legend = axes.legend(handles, labels, loc="lower right", title="area: time")
         for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_sizes([60])  # type: ignore[attr-defined]
+            if isinstance(handle, PathCollection):
+                handle.set_sizes([60])
     _draw_labels(axes, layers, labelled, peak)
 
 
