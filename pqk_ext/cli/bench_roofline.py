@@ -76,7 +76,7 @@ def _draw_roofs(axes: Axes, peak: float, bandwidths: dict[str, float], layers: l
     intensities = [layer.cost.intensity for layer in layers] or [1.0]
     rates = [layer.macs_per_second for layer in layers] or [peak]
     left, right = 0.6 * min(1.0, *intensities), 1.8 * max(8.0, *intensities)
-    bottom, top = 0.6 * min(0.2 * peak, *rates) / 1e9, 1.5 * peak / 1e9
+    bottom, top = 0.6 * min(0.2 * peak, *rates) / 1e9, 1.5 * max(peak, *rates) / 1e9
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
     axes.set_xlabel("multiply-accumulates for each byte of inputs, result and weights")
     axes.set_ylabel("GMAC/s, weights that are 0 counted as work")

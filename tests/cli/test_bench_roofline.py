@@ -14,6 +14,7 @@ import pytest
 from pqk_ext import runtime
 from pqk_ext.cli import bench_roofline
 from pqk_ext.cli.failures import ExitCode
+from pqk_ext.runtime import profile
 
 from .conftest import Result
 
@@ -46,6 +47,17 @@ def test_the_picture_shows_every_layer(pqk_without_torch: Pqk, network: Path, tm
         assert f"{name}: {rate:.0f} GB/s" in texts
     assert f"int8 peak of this core: {values['profile']['peak_gmacs']:.0f} GMAC/s" in texts
     assert any(text.startswith("net.pqk on ") and values["isa"] in text for text in texts)
+
+
+@needs_matplotlib
+def test_layers_that_skip_zeros_lie_inside(network: Path) -> None:
+    from matplotlib.figure import Figure
+
+    costs = [cost for cost in profile.layer_costs(runtime.load(network).graph) if cost.macs]
+    layers = [profile.LayerTime(cost, "gather", cost.macs / 9e11) for cost in costs]  # 9 times the peak
+    axes = Figure().add_subplot()
+    bench_roofline._draw_roofs(axes, 1e11, {"L2": 1e11}, layers)
+    assert axes.get_ylim()[1] > 900
 
 
 @needs_matplotlib
