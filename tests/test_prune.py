@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -66,14 +67,16 @@ def test_impossible_schedule_is_refused(arguments: dict[str, float]) -> None:
         cubic_sparsity(0, **arguments)  # type: ignore[arg-type]
 
 
+MASK_ARGUMENTS: dict[str, Any] = {
+    "seed": st.integers(0, 1000),
+    "sparsity": st.floats(0, 0.999),
+    "per_channel": st.integers(0, 3),
+    "fraction": st.sampled_from([0.0, 0.01, 0.3]),
+}
+
+
 @settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 1000),
-    sparsity=st.floats(0, 0.999),
-    per_channel=st.integers(0, 3),
-    fraction=st.sampled_from([0.0, 0.01, 0.3]),
-    levels=st.sampled_from([0, 2]),
-)
+@given(**MASK_ARGUMENTS, levels=st.sampled_from([0, 2]))
 def test_masks_equal_a_plain_sort(seed: int, sparsity: float, per_channel: int, fraction: float, levels: int) -> None:
     weights = _layers((4, 3, 3), (2, 5), (7, 1), seed=seed)
     if levels:  # many equal scores
@@ -202,13 +205,7 @@ def _block_reference(weights: list[Tensor], sparsity: float, per_channel: int, f
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 1000),
-    sparsity=st.floats(0, 0.999),
-    per_channel=st.integers(0, 3),
-    fraction=st.sampled_from([0.0, 0.01, 0.3]),
-    levels=st.sampled_from([8, 1]),
-)
+@given(**MASK_ARGUMENTS, levels=st.sampled_from([8, 1]))
 def test_block_masks_equal_a_plain_sort(
     seed: int, sparsity: float, per_channel: int, fraction: float, levels: int
 ) -> None:

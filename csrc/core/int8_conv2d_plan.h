@@ -13,8 +13,7 @@ constexpr int64_t kOutTile = 16;
 
 // How the packed weights of four input channels (a quad) and one tile lie:
 //   kQuads: int8 [16 channels][4], the operand of vpdpbusd;
-//   kPairs: int16 [2 pairs][16 channels][2], the operand of vpmaddwd, which no u8 x s8 pair can saturate; pair
-//   0
+//   kPairs: int16 [2 pairs][16 channels][2], the operand of vpmaddwd, which no u8 x s8 pair saturates; pair 0
 //     is inputs 0 and 2, pair 1 inputs 1 and 3, as masking and shifting 16-bit lanes of the codes gives them.
 enum class WeightFormat { kQuads, kPairs };
 

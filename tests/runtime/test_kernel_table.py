@@ -14,10 +14,10 @@ from pqk_ext.runtime.graph import Graph
 from tests.runtime.graphs import Builder
 
 
-def sparse_graph() -> Graph:
+def sparse_graph(zero_point: int = 128) -> Graph:
     """One 3x3 convolution with 9 of 10 weights zero, which more than one kernel can compute."""
     builder = Builder((16, 8, 8))
-    out = builder.conv2d(builder.quantize(0), 16)
+    out = builder.conv2d(builder.quantize(0, zero_point=zero_point), 16)
     weight = builder.nodes[-1].tensors["weight"]
     weight[builder.random.random(weight.shape) < 0.9] = 0
     builder.dequantize(out)
@@ -57,6 +57,16 @@ def test_measures_once_and_remembers(table: Path) -> None:
     before = table.read_bytes()
     Model.from_graph(sparse_graph())
     assert table.read_bytes() == before
+
+
+def test_a_border_of_zeros_is_another_layer(table: Path) -> None:
+    """The direct kernel skips it, so that times differ."""
+    Model.from_graph(sparse_graph())
+    known = len(times(table))
+    Model.from_graph(sparse_graph(zero_point=3))
+    assert len(times(table)) == known
+    Model.from_graph(sparse_graph(zero_point=0))
+    assert len(times(table)) == 2 * known
 
 
 def test_table_decides(table: Path) -> None:

@@ -69,8 +69,9 @@ std::string layer_key(const Conv2dShape& s, const Conv2dConstants& constants, co
       << s.out_channels << 'x' << s.out_height << 'x' << s.out_width << " kernel " << s.kernel_height << 'x'
       << s.kernel_width << " stride " << s.stride_height << 'x' << s.stride_width << " dilation "
       << s.dilation_height << 'x' << s.dilation_width << " groups " << s.groups
-      << (constants.has_residual ? " residual" : "") << (constants.float_output ? " float" : "") << " weights "
-      << percent(density.weights) << "% blocks " << percent(density.blocks) << '%';
+      << (constants.input_zero_point == 0 ? " zero border" : "") << (constants.has_residual ? " residual" : "")
+      << (constants.float_output ? " float" : "") << " weights " << percent(density.weights) << "% blocks "
+      << percent(density.blocks) << '%';
   return key.str();
 }
 
