@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,29 +90,15 @@ def check_output(path: Path, *, force: bool) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Writes a file that appears whole or not at all; a pipe or device is written as it is."""
+    from pqk_ext.runtime import replace as whole_file  # not at the top: `pqk --help` needs no kernels
+
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(data)
             return
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name[:128]}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        whole_file.replace_file(path, data)
     except OSError as error:
         raise Failure(ExitCode.ENVIRONMENT, f"{path}: cannot write: {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    """The process's mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def progress_bar() -> Progress:

@@ -13,12 +13,12 @@ import json
 import math
 import os
 import platform
-import secrets
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pqk_ext import _core
+from pqk_ext.runtime.replace import replace_file
 
 __all__ = ["KernelTable", "location", "read", "remember"]
 
@@ -85,11 +85,6 @@ def remember(measured: KernelTable) -> None:
     tables = _read_all(path)
     own = tables.pop(_machine(), {}) | measured
     kept = dict(list(tables.items())[1 - _KEPT_MACHINES :]) | {_machine(): own}
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        replace_file(path, (json.dumps(kept, indent=1) + "\n").encode())

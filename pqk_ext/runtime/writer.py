@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import secrets
 from typing import TypeAlias
 
 import numpy as np
@@ -15,6 +13,7 @@ from pqk_ext import _core
 from pqk_ext.runtime import checks, container, metadata, reader
 from pqk_ext.runtime.graph import Graph, Node
 from pqk_ext.runtime.metadata import CODECS, WeightRecord, value_bits
+from pqk_ext.runtime.replace import replace_file
 
 __all__ = ["dumps", "write"]
 
@@ -91,32 +90,6 @@ def write(graph: Graph, path: str | os.PathLike[str], *, codec: str | None = Non
     if os.path.exists(target) and not os.path.isfile(target):
         raise OSError(errno.EINVAL, "cannot replace what is not a regular file", target)
     try:
-        _replace(target, data)
+        replace_file(target, data)
     except OSError as error:
         raise OSError(error.errno, f"cannot write: {error.strerror}", target) from error
-
-
-def _replace(target: str, data: bytes) -> None:
-    """Writes a new file beside the target, makes it durable, and only then gives it the target's name."""
-    folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name[:128]}.{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_folder(folder or ".")
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
