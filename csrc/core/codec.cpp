@@ -104,6 +104,25 @@ void decode_weight(Codec codec, ByteSpan payload, WeightShape shape, int8_t* out
   }
 }
 
+PayloadParts payload_parts(Codec codec, ByteSpan payload, WeightShape shape, const std::string& field) {
+  check_weight_payload(codec, payload, shape, field);
+  switch (codec) {
+    case Codec::kRaw:
+      return {.values = payload.size};
+    case Codec::kBitmask: {
+      const int64_t mask = mask_size(shape.count);
+      return {.values = payload.size - mask, .indices = mask};
+    }
+    case Codec::kCsr:
+      return csr_parts(payload, shape, field);
+    case Codec::kHuffman:
+      return huffman_parts(payload, shape.count, field);
+    case Codec::kSparseHuffman:
+      break;
+  }
+  return sparse_huffman_parts(payload, shape.count, field);
+}
+
 void put_le(uint32_t value, int width, std::vector<uint8_t>& out) {
   for (int i = 0; i < width; ++i) out.push_back(static_cast<uint8_t>(value >> (8 * i)));
 }

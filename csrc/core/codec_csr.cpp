@@ -97,4 +97,13 @@ void decode_csr(ByteSpan payload, WeightShape shape, int8_t* output, const std::
                output);
 }
 
+PayloadParts csr_parts(ByteSpan payload, WeightShape, const std::string& field) {
+  ByteReader reader(payload, field);
+  reader.u8("width");
+  const int64_t nnz = reader.varint("nnz");
+  const int64_t header = reader.offset();
+  reader.take(nnz, "values");
+  return {.values = nnz, .indices = payload.size - header - nnz, .header = header};
+}
+
 }  // namespace pqk

@@ -53,4 +53,10 @@ void decode_huffman(ByteSpan payload, int64_t count, int8_t* output, const std::
       .decode(header.stream, header.spare_bits, reinterpret_cast<uint8_t*>(output), count, field + ".stream");
 }
 
+PayloadParts huffman_parts(ByteSpan payload, int64_t count, const std::string& field) {
+  if (count == 0) return {};
+  const int64_t stream = read_header(payload, count, field).stream.size;
+  return {.values = stream, .tables = payload.size - stream - 1, .header = 1};
+}
+
 }  // namespace pqk

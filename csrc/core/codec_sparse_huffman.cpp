@@ -63,6 +63,7 @@ struct Header {
   int gap_spare = 0, value_spare = 0;
   HuffmanLengths gap_lengths{}, value_lengths{};
   ByteSpan gaps{}, values{};
+  int64_t size = 0;  // without the length tables
 };
 
 void check_alphabets(const Header& header, const std::string& field) {
@@ -86,6 +87,7 @@ Header read_header(ByteSpan payload, int64_t count, const std::string& field) {
   }
   if (header.nnz == 0) {
     check_end(reader);
+    header.size = reader.offset();
     return header;
   }
   header.tokens = reader.varint("tokens");
@@ -100,6 +102,7 @@ Header read_header(ByteSpan payload, int64_t count, const std::string& field) {
                       "escape " + std::to_string(header.escape) + ", " + std::to_string(header.tokens) +
                           " tokens for " + std::to_string(header.nnz) + " values");
   }
+  header.size = reader.offset();
   ByteReader gap_table(payload, field + ".gaps");
   gap_table.take(reader.offset(), "lengths");
   header.gap_lengths = read_huffman_lengths(gap_table);
@@ -185,6 +188,14 @@ void decode_sparse_huffman(ByteSpan payload, int64_t count, int8_t* output, cons
                       std::to_string(header.nnz) + " values, the last token one of them",
                       std::to_string(done) + " values");
   }
+}
+
+PayloadParts sparse_huffman_parts(ByteSpan payload, int64_t count, const std::string& field) {
+  const Header header = read_header(payload, count, field);
+  return {.values = header.values.size,
+          .indices = header.gaps.size,
+          .tables = payload.size - header.size - header.gaps.size - header.values.size,
+          .header = header.size};
 }
 
 }  // namespace pqk

@@ -27,14 +27,32 @@ py::bytes encode(const std::string& codec_name, const Int8Array& values, int64_t
   return py::bytes(reinterpret_cast<const char*>(payload.data()), payload.size());
 }
 
+ByteSpan bytes_of(const py::buffer_info& info) {
+  if (info.itemsize != 1 || info.ndim != 1 || (info.size > 1 && info.strides[0] != 1)) {
+    throw py::type_error("payload must be contiguous bytes");
+  }
+  return {static_cast<const uint8_t*>(info.ptr), info.size};
+}
+
+py::dict parts(const std::string& codec_name, const py::buffer& payload, int64_t count, int64_t rows,
+               const std::string& field) {
+  const Codec codec = codec_by_name(codec_name, field + ".codec");
+  const py::buffer_info info = payload.request();
+  const PayloadParts found = payload_parts(codec, bytes_of(info), {count, rows}, field);
+  py::dict result;
+  result["values"] = found.values;
+  result["indices"] = found.indices;
+  result["tables"] = found.tables;
+  result["chunks"] = found.chunks;
+  result["header"] = found.header;
+  return result;
+}
+
 Int8Array decode(const std::string& codec_name, const py::buffer& payload, int64_t count, int64_t rows,
                  const std::string& field) {
   const Codec codec = codec_by_name(codec_name, field + ".codec");
   const py::buffer_info info = payload.request();
-  if (info.itemsize != 1 || info.ndim != 1 || (info.size > 1 && info.strides[0] != 1)) {
-    throw py::type_error("payload must be contiguous bytes");
-  }
-  const ByteSpan bytes{static_cast<const uint8_t*>(info.ptr), info.size};
+  const ByteSpan bytes = bytes_of(info);
   const WeightShape shape{count, rows};
   check_weight_payload(codec, bytes, shape, field);
   Int8Array output(count);
@@ -52,6 +70,9 @@ void register_codec(py::module_& module) {
   module.def("decode_weight", &decode, py::arg("codec"), py::arg("payload"), py::arg("count"), py::arg("rows"),
              py::arg("field"),
              "The `count` int8 values of a payload; FormatError naming `field` for any other payload.");
+  module.def("payload_parts", &parts, py::arg("codec"), py::arg("payload"), py::arg("count"), py::arg("rows"),
+             py::arg("field"),
+             "What the bytes of a payload are for: part -> number of bytes, all of them together.");
 }
 
 }  // namespace pqk::python
