@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pqk_ext.runtime.graph import Graph, Node, Value
+from pqk_ext.runtime.graph import FLOAT_OPS, Graph, Node, Value
 
 if TYPE_CHECKING:
     import onnx
@@ -111,6 +111,8 @@ class _Builder:
 
     def add_node(self, index: int, node: Node) -> None:
         self.index, self.label = index + 1, f"{index}.{node.name}"
+        if node.op in FLOAT_OPS or (node.op in ("concat", "slice", "pad") and node.value.dtype == "f32"):
+            raise self.refuse(node, "networks with float codebooks are not written as ONNX")
         write = _WRITE[node.op]
         x = write(self, node, *(self.values[i] for i in node.inputs))
         value = node.value

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pqk_ext.errors import FormatError
 from pqk_ext.runtime import shapes
-from pqk_ext.runtime.graph import OPS, Attribute, Graph, Node, OpSchema, Value
+from pqk_ext.runtime.graph import FLOAT_OPS, MAPS, OPS, Attribute, AttributeKind, Graph, Node, OpSchema, Value
 
 __all__ = ["check_name", "check_structure", "check_values", "inside", "is_float32"]
 
@@ -32,6 +32,8 @@ _NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
 _AT_LEAST_ONE = {"stride", "dilation", "groups", "kernel", "step", "output_size"}
 _DTYPES = {"u8": np.uint8, "i8": np.int8, "f32": np.float32}
 _KEEPS_CODES = {"max_pool2d", "flatten", "pad"}
+# Those that move values of either dtype.
+_MOVES = {"concat", "flatten", "slice", "pad"}
 _NEEDS_ZERO_POINT = {"conv2d", "linear", "add", "avg_pool2d", "adaptive_avg_pool2d", "pad", "dequantize"}
 
 
@@ -136,6 +138,8 @@ def _required(node: Node, schema: OpSchema) -> set[str]:
             names -= {"quant_min", "quant_max"}
         if len(node.inputs) == 1:
             names -= {"residual_multiplier"}
+    elif node.op in FLOAT_OPS:
+        names -= schema.optional - set(node.attributes)
     return names
 
 
@@ -148,9 +152,16 @@ def _check_attributes(node: Node, schema: OpSchema) -> None:
         _check_attribute(name, value, schema.attributes[name])
     if "quant_min" in node.attributes:
         _check_quant_range(node)
+    low, high = (node.attributes.get(name) for name in ("clamp_min", "clamp_max"))
+    if low is not None and high is not None and low > high:
+        _refuse("E_QPARAM", "clamp_min", f"at most clamp_max, {high}", low)
 
 
-def _check_attribute(name: str, value: Attribute, kind: type[int] | type[float] | int) -> None:
+def _check_attribute(name: str, value: Attribute, kind: AttributeKind) -> None:
+    if kind is str:
+        if value not in MAPS:
+            _refuse("E_ENUM", name, f"one of {', '.join(MAPS)}", repr(value))
+        return
     if kind is float:
         limit = MAX_BIAS if name == "bias" else MAX_MULTIPLIER
         if type(value) is not float or not is_float32(value) or abs(value) > limit:
@@ -186,19 +197,21 @@ def _check_tensors(node: Node, schema: OpSchema) -> None:
 
 
 def _check_dtypes(node: Node, inputs: list[Value]) -> None:
-    if node.op in ("quantize", "softmax"):
+    if node.op in FLOAT_OPS or node.op in ("quantize", "softmax"):
         accepted: tuple[str, ...] = ("f32",)
     else:
-        accepted = ("u8", "f32") if node.op == "flatten" else ("u8",)
+        accepted = ("u8", "f32") if node.op in _MOVES else ("u8",)
     for slot, value in enumerate(inputs):
         if value.dtype not in accepted:
             _refuse("E_GRAPH_REF", f"inputs[{slot}]", f"a {' or '.join(accepted)} value", value.dtype)
+        if value.dtype != inputs[0].dtype:
+            _refuse("E_GRAPH_REF", f"inputs[{slot}]", f"a {inputs[0].dtype} value, as inputs[0]", value.dtype)
     if node.op in ("conv2d", "linear"):
         given: tuple[str, ...] = ("u8", "f32") if len(inputs) == 1 else ("u8",)
-    elif node.op == "flatten":
+    elif node.op in _MOVES:
         given = (inputs[0].dtype,)
     else:
-        given = ("f32",) if node.op in ("dequantize", "softmax") else ("u8",)
+        given = ("f32",) if node.op in FLOAT_OPS or node.op in ("dequantize", "softmax") else ("u8",)
     if node.value.dtype not in given:
         code = "E_GRAPH_ATTR" if node.value.dtype in ("u8", "f32") else "E_ENUM"
         _refuse(code, "dtype", " or ".join(given), repr(node.value.dtype))
@@ -220,7 +233,7 @@ def _check_quantization(node: Node, inputs: list[Value]) -> None:
             _refuse("E_QPARAM", "zero_point", f"quant_min..quant_max, {low}..{high}", zero_point)
     if node.op in _NEEDS_ZERO_POINT:
         for slot, value in enumerate(inputs):
-            if value.zero_point is None:
+            if value.dtype == "u8" and value.zero_point is None:
                 _refuse("E_QPARAM", f"inputs[{slot}]", "a value with one scale and zero_point", "one per channel")
     kept = [(value.scale, value.zero_point) for value in inputs]
     # A part of a concatenation may have one scale where the whole has none.
@@ -260,7 +273,9 @@ def _check_tensor_values(node: Node) -> None:
     for name, limit in (("multiplier", MAX_MULTIPLIER), ("bias", MAX_BIAS)):
         if name in node.tensors:
             _check_bounded(node.tensors[name], name, limit)
-    if "weight" in node.tensors:
+    if "codebook" in node.tensors:
+        _check_codebook(node.tensors["codebook"], node.tensors["weight"], node.attributes["zero"])
+    elif "weight" in node.tensors:
         _check_accumulator(node.tensors["weight"])
 
 
@@ -283,3 +298,16 @@ def _check_accumulator(weight: NDArray[np.generic]) -> None:
         bound = int(np.abs(row, dtype=np.int16).sum(dtype=np.int64)) * 255
         if bound >= 2**31:
             _refuse("E_QPARAM", f"weight[{channel}]", "sum |weight| * 255 < 2^31 in a channel", bound)
+
+
+def _check_codebook(codebook: NDArray[np.generic], weight: NDArray[np.generic], zero: int) -> None:
+    _check_bounded(codebook, "codebook", MAX_MULTIPLIER)
+    falls = np.flatnonzero(codebook[1:] < codebook[:-1])  # type: ignore[operator]  # float32, as checked before
+    if falls.size:
+        at = int(falls[0]) + 1
+        _refuse("E_QPARAM", f"codebook[{at}]", f"at least {codebook[at - 1]}, the entry before", codebook[at])
+    last = len(codebook) - 1 - zero
+    if int(weight.min()) < -zero or int(weight.max()) > last:
+        codes = weight.reshape(-1).astype(np.int16)
+        at = int(np.argmax((codes < -zero) | (codes > last)))
+        _refuse("E_VALUE_RANGE", f"weight[{at}]", f"codes of the codebook, {-zero}..{last}", codes[at])

@@ -17,12 +17,16 @@ from pqk_ext import _core
 from pqk_ext.errors import FormatError
 from pqk_ext.runtime import strict_json
 from pqk_ext.runtime.checks import check_shape, inside
-from pqk_ext.runtime.graph import OPS, Attribute, Graph, Node, OpSchema, Value
+from pqk_ext.runtime.graph import FLOAT_OPS, OPS, Attribute, Graph, Node, OpSchema, Value
+from pqk_ext.runtime.shapes import MAX_CODEBOOK
 from pqk_ext.runtime.strict_json import Json
 
-__all__ = ["CODECS", "VERSION", "Metadata", "WeightRecord", "dump", "load", "value_bits"]
+__all__ = ["CODECS", "FEATURES", "VERSION", "Metadata", "WeightRecord", "dump", "load", "value_bits"]
 
-VERSION = (1, 0)
+#: Of files that need no feature, and of those that need some.
+VERSION, FEATURE_VERSION = (1, 0), (1, 1)
+#: What files may require: an operator or codec that version 1.0 had not.
+FEATURES = ("float-codebook",)
 #: Names of the weight codecs, the faster to decode first.
 CODECS: tuple[str, ...] = tuple(_core.codec_names())
 
@@ -44,19 +48,36 @@ _NODE_KEYS = {"op", "name", "inputs", "shape", "dtype", "scale", "zero_point", "
 _DTYPES = {"u8": np.uint8, "i8": np.int8, "f32": np.float32}
 
 
-def value_bits(weight: NDArray[np.int8]) -> int:
-    """The smallest width b, 2..8, whose symmetric range -(2^(b-1) - 1)..2^(b-1) - 1 holds all values."""
-    largest = max(int(weight.max(initial=0)), -int(weight.min(initial=0)))
+def value_bits(weight: NDArray[np.int8], *, codes: bool = False) -> int:
+    """The smallest width b, 2..8, whose range -(2^(b-1) - 1)..2^(b-1) - 1 holds all values.
+
+    ``codes`` of a codebook need not be symmetric: theirs begins at -2^(b-1).
+    """
+    largest = max(int(weight.max(initial=0)), -int(weight.min(initial=0)) - codes)
     return min(8, max(2, largest.bit_length() + 1))
 
 
 @dataclass(frozen=True)
 class WeightRecord:
-    """How one weight tensor is coded. ``bits`` is the smallest width, 2..8, that holds every value symmetrically."""
+    """How one weight tensor is coded.
+
+    Attributes:
+        codec: one of :data:`CODECS`.
+        shape: of the weight.
+        bits: see :func:`value_bits`.
+        codebook: number of entries, where values are codes of a codebook.
+    """
 
     codec: str
     shape: tuple[int, ...]
     bits: int
+    codebook: int | None = None
+
+    @property
+    def value_range(self) -> tuple[int, int]:
+        """The least and the largest value that ``bits`` allow."""
+        largest = 2 ** (self.bits - 1) - 1
+        return -largest - (self.codebook is not None), largest
 
     @property
     def count(self) -> int:
@@ -79,14 +100,27 @@ def _refuse(code: str, field: str, expected: str, got: object) -> NoReturn:
 def dump(graph: Graph, weights: Mapping[int, WeightRecord]) -> dict[str, Json]:
     """The metadata without its digest; equal graphs give equal results."""
     nodes: list[Json] = [_dump_node(node, index, weights.get(index)) for index, node in enumerate(graph.nodes)]
-    return {"input": list(graph.input.shape), "nodes": nodes, "version": list(VERSION)}
+    root: dict[str, Json] = {"input": list(graph.input.shape), "nodes": nodes, "version": list(VERSION)}
+    features = _required_features(graph)
+    if features:
+        root |= {"required_features": list(features), "version": list(FEATURE_VERSION)}
+    return root
+
+
+def _required_features(graph: Graph) -> list[str]:
+    """The features that a file of this graph needs, sorted."""
+    features = set()
+    for node in graph.nodes:
+        if node.op in FLOAT_OPS or (node.op in ("concat", "slice", "pad") and node.value.dtype == "f32"):
+            features.add("float-codebook")
+    return sorted(features)
 
 
 def _dump_node(node: Node, index: int, weight: WeightRecord | None) -> dict[str, Json]:
     fields: dict[str, Json] = {"op": node.op, "name": node.name, "shape": list(node.value.shape)}
     if node.inputs != (index,):
         fields["inputs"] = list(node.inputs)
-    if node.value.dtype != "u8":
+    if node.value.dtype != _default_dtype(node.op):
         fields["dtype"] = node.value.dtype
     if node.value.scale is not None:
         fields["scale"] = node.value.scale
@@ -99,6 +133,8 @@ def _dump_node(node: Node, index: int, weight: WeightRecord | None) -> dict[str,
         record: dict[str, Json] = {"codec": weight.codec, "shape": list(weight.shape)}
         if weight.bits != 8:
             record["bits"] = weight.bits
+        if weight.codebook is not None:
+            record["codebook"] = weight.codebook
         fields["weight"] = record
     return fields
 
@@ -113,7 +149,7 @@ def load(text: str) -> Metadata:
     if not isinstance(root, dict):
         _refuse("E_HEADER", "metadata", "an object", type(root).__name__)
     version = _load_version(root.pop("version", None))
-    _check_features(root.pop("required_features", []))
+    features = _load_features(root.pop("required_features", []))
     optional = [key for key in root if key.startswith("ext.")]
     for key in optional:
         del root[key]
@@ -131,7 +167,11 @@ def load(text: str) -> Metadata:
         loaded.append(node)
         if weight is not None:
             weights[index] = weight
-    return Metadata(Graph(Value(_shape(root["input"], "input"), "f32"), tuple(loaded)), weights, version)
+    graph = Graph(Value(_shape(root["input"], "input"), "f32"), tuple(loaded))
+    used = _required_features(graph)
+    if features != used:
+        _refuse("E_FEATURE", "required_features", f"what the file uses, {used}", features)
+    return Metadata(graph, weights, version)
 
 
 def _load_version(version: Json) -> tuple[int, int]:
@@ -142,11 +182,15 @@ def _load_version(version: Json) -> tuple[int, int]:
     _refuse("E_VERSION", "version", f"[{VERSION[0]}, any], as this release reads", strict_json.canonical(version))
 
 
-def _check_features(features: Json) -> None:
+def _load_features(features: Json) -> list[str]:
     if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):
         _refuse("E_HEADER", "required_features", "a list of names", strict_json.canonical(features))
-    for feature in features:
-        _refuse("E_FEATURE", "required_features", "only features that this release knows (none)", repr(feature))
+    names = [str(feature) for feature in features]
+    for name in names:
+        if name not in FEATURES:
+            expected = f"only features that this release knows ({', '.join(FEATURES)})"
+            _refuse("E_FEATURE", "required_features", expected, repr(name))
+    return names
 
 
 def _check_keys(fields: dict[str, Json], required: set[str], optional: set[str], owner: str) -> None:
@@ -176,8 +220,8 @@ def _load_node(fields: Json, index: int) -> tuple[Node, WeightRecord | None]:
     inputs = fields.get("inputs", [index])
     if not isinstance(inputs, list):
         _refuse("E_GRAPH_REF", "inputs", "a list of values", repr(inputs))
-    value = _load_value(fields)
-    weight = _load_weight(fields["weight"]) if coded else None
+    value = _load_value(fields, op)
+    weight = _load_weight(fields["weight"], "codebook" in schema.tensors) if coded else None
     node = Node(
         op,
         fields["name"],  # type: ignore[arg-type]  # judged by checks.check_name
@@ -189,7 +233,11 @@ def _load_node(fields: Json, index: int) -> tuple[Node, WeightRecord | None]:
     return node, weight
 
 
-def _load_value(fields: dict[str, Json]) -> Value:
+def _default_dtype(op: str) -> str:
+    return "f32" if op in FLOAT_OPS else "u8"
+
+
+def _load_value(fields: dict[str, Json], op: str) -> Value:
     """dtype, scale and zero_point are judged by checks."""
     scale = fields.get("scale")
     if "scale" in fields and scale is None:
@@ -197,7 +245,7 @@ def _load_value(fields: dict[str, Json]) -> Value:
     if scale is None and "zero_point" in fields:
         _refuse("E_QPARAM", "zero_point", "none without a scale", repr(fields["zero_point"]))
     zero_point = None if scale is None else fields.get("zero_point", 0)
-    dtype = fields.get("dtype", "u8")
+    dtype = fields.get("dtype", _default_dtype(op))
     return Value(_shape(fields["shape"], "shape"), dtype, scale, zero_point)  # type: ignore[arg-type]
 
 
@@ -213,10 +261,10 @@ def _load_attributes(fields: dict[str, Json], schema: OpSchema, op: str, dtype: 
     return attributes
 
 
-def _load_weight(record: Json) -> WeightRecord:
+def _load_weight(record: Json, with_codebook: bool) -> WeightRecord:
     if not isinstance(record, dict):
         _refuse("E_HEADER", "weight", "an object", type(record).__name__)
-    _check_keys(record, {"codec", "shape"}, {"bits"}, "weight")
+    _check_keys(record, {"codec", "shape"} | ({"codebook"} if with_codebook else set()), {"bits"}, "weight")
     codec, bits = record["codec"], record.get("bits", 8)
     if not isinstance(codec, str) or codec not in CODECS:
         _refuse("E_ENUM", "weight.codec", f"one of {', '.join(CODECS)}", repr(codec))
@@ -224,7 +272,10 @@ def _load_weight(record: Json) -> WeightRecord:
         _refuse("E_QPARAM", "weight.bits", "an integer in 2..8", repr(bits))
     shape = _shape(record["shape"], "weight.shape")
     check_shape(shape, "weight.shape", (2, 4))
-    return WeightRecord(codec, shape, bits)
+    codebook = record.get("codebook")
+    if with_codebook and (type(codebook) is not int or not 1 <= codebook <= MAX_CODEBOOK):
+        _refuse("E_GRAPH_SHAPE", "weight.codebook", f"1 to {MAX_CODEBOOK} entries", repr(codebook))
+    return WeightRecord(codec, shape, bits, codebook)  # type: ignore[arg-type]  # an integer or absent
 
 
 def _placeholders(
@@ -238,5 +289,9 @@ def _placeholders(
         if name == "weight":
             assert weight is not None
             size = weight.shape
+        elif name == "codebook":
+            assert weight is not None
+            assert weight.codebook is not None
+            size = (weight.codebook,)
         tensors[name] = np.broadcast_to(np.zeros((), _DTYPES[dtype]), size)
     return tensors

@@ -127,6 +127,8 @@ def expected_entries(node: Node, record: WeightRecord | None) -> dict[str, tuple
         entries["weight"] = ("I8", record.shape) if record.codec == "raw" else ("U8", None)
     if "multiplier" in node.tensors:
         entries["affine"] = ("F32", (2, *node.tensors["multiplier"].shape))
+    if "codebook" in node.tensors:
+        entries["codebook"] = ("F32", node.tensors["codebook"].shape)
     for name in ("zero_point", "table"):
         if name in node.tensors:
             entries[name] = ("U8", node.tensors[name].shape)
@@ -176,7 +178,7 @@ def _decode_node(
         elif name == "affine":
             decoded["multiplier"], decoded["bias"] = array.astype(np.float32)
         else:
-            decoded[name] = array.copy()
+            decoded[name] = array.astype(node.tensors[name].dtype)
     return decoded
 
 
@@ -186,9 +188,9 @@ def _decode_weight(payload: NDArray[np.generic], record: WeightRecord, field: st
         flat = _core.decode_weight(record.codec, bytes_, record.count, record.shape[0], field)
     except MemoryError:
         raise MemoryError(f"{field}: no memory for its {record.count} weights") from None
-    limit = 2 ** (record.bits - 1) - 1
-    if int(flat.max()) > limit or int(flat.min()) < -limit:
-        index = int(np.argmax((flat > limit) | (flat < -limit)))
-        expected = f"weights of {record.bits} bits, -{limit}..{limit}"
+    least, largest = record.value_range
+    if int(flat.max()) > largest or int(flat.min()) < least:
+        index = int(np.argmax((flat > largest) | (flat < least)))
+        expected = f"weights of {record.bits} bits, {least}..{largest}"
         _refuse("E_VALUE_RANGE", f"{field}[{index}]", expected, int(flat[index]))
     return flat.reshape(record.shape)

@@ -12,12 +12,14 @@ from typing import NoReturn, Protocol
 from pqk_ext.errors import FormatError
 from pqk_ext.runtime.graph import Attribute
 
-__all__ = ["Shape", "infer"]
+__all__ = ["MAX_CODEBOOK", "Shape", "infer"]
 
 Shape = tuple[int, ...]
 
 # An exact int32 sum of codes, each at most 255 from its zero point.
 MAX_WINDOW = (2**31 - 1) // 255
+# A weight is an int8 code.
+MAX_CODEBOOK = 256
 
 
 class HasShape(Protocol):
@@ -109,6 +111,24 @@ def _linear(node: _Node) -> Shape:
     return _with_residual(node, (weight[0],))
 
 
+def _float_conv2d(node: _Node) -> Shape:
+    _check_codebook(node)
+    return _conv2d(node)
+
+
+def _float_linear(node: _Node) -> Shape:
+    _check_codebook(node)
+    return _linear(node)
+
+
+def _check_codebook(node: _Node) -> None:
+    shape = tuple(node.tensors["codebook"].shape)
+    if len(shape) != 1 or not 1 <= shape[0] <= MAX_CODEBOOK:
+        _refuse("E_GRAPH_SHAPE", "codebook", f"1 to {MAX_CODEBOOK} entries", f"shape {shape}")
+    if node.number("zero") >= shape[0]:
+        _refuse("E_GRAPH_ATTR", "zero", f"an index of the codebook, 0..{shape[0] - 1}", node.number("zero"))
+
+
 def _with_residual(node: _Node, shape: Shape) -> Shape:
     if len(node.inputs) == 2 and node.inputs[1] != shape:
         _refuse("E_GRAPH_SHAPE", "inputs[1]", f"the output's shape {shape}", node.inputs[1])
@@ -136,6 +156,12 @@ def _concat(node: _Node) -> Shape:
 def _affine(node: _Node) -> Shape:
     shape = node.input(0)
     node.check_per_channel(shape[0], "zero_point", "multiplier", "bias")
+    return shape
+
+
+def _float_affine(node: _Node) -> Shape:
+    shape = node.input(0)
+    node.check_per_channel(shape[0], "multiplier", "bias")
     return shape
 
 
@@ -222,6 +248,14 @@ _INFER: dict[str, Callable[[_Node], Shape]] = {
     "pad": _pad,
     "dequantize": _same,
     "softmax": _softmax,
+    "float_conv2d": _float_conv2d,
+    "float_linear": _float_linear,
+    "float_add": _add,
+    "float_affine": _float_affine,
+    "float_max_pool2d": _max_pool2d,
+    "float_avg_pool2d": _avg_pool2d,
+    "float_adaptive_avg_pool2d": _adaptive_avg_pool2d,
+    "float_map": _same,
 }
 
 

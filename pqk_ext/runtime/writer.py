@@ -20,12 +20,14 @@ __all__ = ["dumps", "write"]
 _Tensors: TypeAlias = dict[str, NDArray[np.generic]]
 
 
-def _encode_weight(weight: NDArray[np.int8], codec: str | None) -> tuple[WeightRecord, NDArray[np.generic]]:
+def _encode_weight(
+    weight: NDArray[np.int8], codebook: int | None, codec: str | None
+) -> tuple[WeightRecord, NDArray[np.generic]]:
     flat = np.ascontiguousarray(weight)
     names = CODECS if codec is None else (codec,)
     payloads = [_core.encode_weight(name, flat, weight.shape[0]) for name in names]
     smallest = min(range(len(names)), key=lambda i: len(payloads[i]))  # the first of equals decodes fastest
-    record = WeightRecord(names[smallest], weight.shape, value_bits(weight))
+    record = WeightRecord(names[smallest], weight.shape, value_bits(weight, codes=codebook is not None), codebook)
     # A raw weight is stored as what it is, so that any safetensors tool can read it.
     return record, flat if record.codec == "raw" else np.frombuffer(payloads[smallest], np.uint8)
 
@@ -36,10 +38,11 @@ def _encode_node(node: Node, codec: str | None) -> tuple[WeightRecord | None, _T
     record = None
     if "weight" in node.tensors:
         weight: NDArray[np.int8] = node.tensors["weight"]  # type: ignore[assignment]  # checked
-        record, tensors["weight"] = _encode_weight(weight, codec)
+        codebook = len(node.tensors["codebook"]) if "codebook" in node.tensors else None
+        record, tensors["weight"] = _encode_weight(weight, codebook, codec)
     if "multiplier" in node.tensors:
         tensors["affine"] = np.stack([node.tensors["multiplier"], node.tensors["bias"]])
-    for name in ("zero_point", "table"):
+    for name in ("codebook", "zero_point", "table"):
         if name in node.tensors:
             tensors[name] = np.ascontiguousarray(node.tensors[name])
     return record, tensors
