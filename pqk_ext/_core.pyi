@@ -24,9 +24,15 @@ def csr_to_dense(
     max_bytes: int = ...,
 ) -> NDArray[_CsrValue]: ...
 def codec_names() -> list[str]: ...
+def codec_features() -> dict[str, str]: ...
 def encode_weight(codec: str, values: NDArray[np.int8], rows: int) -> bytes: ...
 def decode_weight(
-    codec: str, payload: bytes | memoryview | NDArray[np.uint8], count: int, rows: int, field: str
+    codec: str,
+    payload: bytes | memoryview | NDArray[np.uint8],
+    count: int,
+    rows: int,
+    field: str,
+    num_threads: int = ...,
 ) -> NDArray[np.int8]: ...
 def payload_parts(
     codec: str, payload: bytes | memoryview | NDArray[np.uint8], count: int, rows: int, field: str

@@ -1,37 +1,44 @@
-// How int8 weights lie in a file: five codecs over a flat array whose element count is known from elsewhere
-// (FORMAT.md, "Codecs"). Encoders are deterministic. Decoders trust nothing: they throw FormatError for every
-// payload that is not exactly one encoding of `count` values.
+// How int8 weights lie in a file: codecs over a flat array whose element count is known from elsewhere
+// (FORMAT.md, "Codecs"). A codec is a line in weight_codecs() and a file of its own. Encoders are
+// deterministic. Decoders trust nothing: they throw FormatError for every payload that is not exactly one
+// encoding of `count` values.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "core/byte_reader.h"
+#include "core/parallel.h"
 
 namespace pqk {
 
-enum class Codec { kRaw, kBitmask, kCsr, kHuffman, kSparseHuffman };
-
-// In the order of the enumeration; the faster to decode comes first.
-const std::vector<std::string>& codec_names();
-// Throws E_ENUM, naming the known ones.
-Codec codec_by_name(const std::string& name, const std::string& field);
-
-// The array as a matrix: `rows` output channels of count / rows weights. Only `csr` depends on it.
+// The array as a matrix: `rows` output channels of count / rows weights.
 struct WeightShape {
   int64_t count;
   int64_t rows;
+
+  int64_t row_size() const { return rows ? count / rows : 0; }
 };
 
-// Throws FormatError E_LIMIT where the codec cannot hold so many weights.
-std::vector<uint8_t> encode_weight(Codec codec, const int8_t* values, WeightShape shape);
+// Decodes the rows of one chunk, in their order.
+class RowCursor {
+ public:
+  virtual ~RowCursor() = default;
+  // Writes the next `rows` rows; no more may be asked for than the chunk has left.
+  virtual void next(int64_t rows, int8_t* output) = 0;
+};
 
-// What can be told from the payload's size and header: to be called before the output is allocated. Refuses
-// payloads that cannot hold `count` values (E_SIZE_MISMATCH, E_TRUNCATED, E_BOMB).
-void check_weight_payload(Codec codec, ByteSpan payload, WeightShape shape, const std::string& field);
-// Writes exactly shape.count values, or throws.
-void decode_weight(Codec codec, ByteSpan payload, WeightShape shape, int8_t* output, const std::string& field);
+// A checked payload that stays as it is and is decoded again whenever it is used, a few rows at a time. Chunks
+// of `rows_per_chunk` rows (the last one may have fewer) do not depend on each other; several threads may have
+// cursors. The payload's bytes must outlive it.
+class CodedWeight {
+ public:
+  virtual ~CodedWeight() = default;
+  virtual int64_t rows_per_chunk() const = 0;
+  virtual std::unique_ptr<RowCursor> open(int64_t chunk) const = 0;
+};
 
 // What the bytes of a payload are for; together they are all of it.
 struct PayloadParts {
@@ -42,20 +49,32 @@ struct PayloadParts {
   int64_t header = 0;   // counts, widths, spare bits
 };
 
-// Of a payload that decode_weight accepts; throws FormatError where the parts cannot be told apart.
-PayloadParts payload_parts(Codec codec, ByteSpan payload, WeightShape shape, const std::string& field);
+struct WeightCodec {
+  const char* name;     // in files
+  const char* feature;  // what files that use it require (FORMAT.md, "Versions"); null for those of version 1.0
+  // Throws FormatError E_LIMIT where the codec cannot hold so many weights.
+  std::vector<uint8_t> (*encode)(const int8_t* values, WeightShape shape);
+  // What can be told from the payload's size and header: to be called before the output is allocated. Refuses
+  // payloads that cannot hold `count` values (E_SIZE_MISMATCH, E_TRUNCATED, E_BOMB).
+  void (*check)(ByteSpan payload, WeightShape shape, const std::string& field);
+  // Writes exactly shape.count values, or throws.
+  void (*decode)(ByteSpan payload, WeightShape shape, int8_t* output, const std::string& field,
+                 const Parallel& parallel);
+  // Of a payload that decode accepts; throws FormatError where the parts cannot be told apart.
+  PayloadParts (*parts)(ByteSpan payload, WeightShape shape, const std::string& field);
+  // Null where rows cannot be decoded by themselves.
+  std::unique_ptr<CodedWeight> (*open)(ByteSpan payload, WeightShape shape, const std::string& field) = nullptr;
+};
 
-// One codec's part of the above, each in its own file.
-std::vector<uint8_t> encode_csr(const int8_t* values, WeightShape shape);
-void decode_csr(ByteSpan payload, WeightShape shape, int8_t* output, const std::string& field);
-PayloadParts csr_parts(ByteSpan payload, WeightShape shape, const std::string& field);
-std::vector<uint8_t> encode_huffman(const int8_t* values, int64_t count);
-void check_huffman(ByteSpan payload, int64_t count, const std::string& field);
-void decode_huffman(ByteSpan payload, int64_t count, int8_t* output, const std::string& field);
-PayloadParts huffman_parts(ByteSpan payload, int64_t count, const std::string& field);
-std::vector<uint8_t> encode_sparse_huffman(const int8_t* values, int64_t count);
-void decode_sparse_huffman(ByteSpan payload, int64_t count, int8_t* output, const std::string& field);
-PayloadParts sparse_huffman_parts(ByteSpan payload, int64_t count, const std::string& field);
+// All of them; where payloads are equally long, the first is taken.
+const std::vector<WeightCodec>& weight_codecs();
+// Throws E_ENUM, naming the known ones.
+const WeightCodec& weight_codec(const std::string& name, const std::string& field);
+// Throws E_SHAPE unless rows divides count.
+void check_weight_shape(WeightShape shape, const std::string& field);
+
+// Each in its own file.
+extern const WeightCodec kRawCodec, kBitmaskCodec, kCsrCodec, kHuffmanCodec, kSparseHuffmanCodec;
 
 void put_varint(uint32_t value, std::vector<uint8_t>& out);
 void put_le(uint32_t value, int width, std::vector<uint8_t>& out);

@@ -54,11 +54,8 @@ std::vector<int32_t> read_columns(ByteReader& reader, const std::vector<int32_t>
   return columns;
 }
 
-}  // namespace
-
-std::vector<uint8_t> encode_csr(const int8_t* values, WeightShape shape) {
-  const CsrMatrix<int8_t> csr =
-      csr_from_dense(values, shape.rows, shape.rows ? shape.count / shape.rows : int64_t{0});
+std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
+  const CsrMatrix<int8_t> csr = csr_from_dense(values, shape.rows, shape.row_size());
   const std::vector<uint32_t> steps = column_steps(csr);
   const uint32_t largest = steps.empty() ? 0 : *std::max_element(steps.begin(), steps.end());
   const int width = step_width(largest);
@@ -70,9 +67,12 @@ std::vector<uint8_t> encode_csr(const int8_t* values, WeightShape shape) {
   return out;
 }
 
-void decode_csr(ByteSpan payload, WeightShape shape, int8_t* output, const std::string& field) {
+// A payload of few bytes may stand for many zeros: there is nothing to refuse before decoding.
+void check(ByteSpan, WeightShape, const std::string&) {}
+
+void decode(ByteSpan payload, WeightShape shape, int8_t* output, const std::string& field, const Parallel&) {
   ByteReader reader(payload, field);
-  const int64_t cols = shape.rows ? shape.count / shape.rows : 0;
+  const int64_t cols = shape.row_size();
   const int width = reader.u8("width");
   if (width != 1 && width != 2 && width != 4) {
     throw FormatError("E_CSR_WIDTH", field + ".width", 0, "1, 2 or 4 bytes", std::to_string(width));
@@ -97,7 +97,7 @@ void decode_csr(ByteSpan payload, WeightShape shape, int8_t* output, const std::
                output);
 }
 
-PayloadParts csr_parts(ByteSpan payload, WeightShape, const std::string& field) {
+PayloadParts parts(ByteSpan payload, WeightShape, const std::string& field) {
   ByteReader reader(payload, field);
   reader.u8("width");
   const int64_t nnz = reader.varint("nnz");
@@ -105,5 +105,9 @@ PayloadParts csr_parts(ByteSpan payload, WeightShape, const std::string& field) 
   reader.take(nnz, "values");
   return {.values = nnz, .indices = payload.size - header - nnz, .header = header};
 }
+
+}  // namespace
+
+const WeightCodec kCsrCodec{"csr", nullptr, encode, check, decode, parts};
 
 }  // namespace pqk

@@ -26,9 +26,8 @@ Header read_header(ByteSpan payload, int64_t count, const std::string& field) {
 
 void check_empty(ByteSpan payload, const std::string& field) { check_end(ByteReader(payload, field)); }
 
-}  // namespace
-
-std::vector<uint8_t> encode_huffman(const int8_t* values, int64_t count) {
+std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
+  const int64_t count = shape.count;
   if (count == 0) return {};
   HuffmanCounts counts{};
   for (int64_t i = 0; i < count; ++i) ++counts[static_cast<uint8_t>(values[i]) ^ kFlip];
@@ -41,22 +40,27 @@ std::vector<uint8_t> encode_huffman(const int8_t* values, int64_t count) {
   return out;
 }
 
-void check_huffman(ByteSpan payload, int64_t count, const std::string& field) {
-  if (count == 0) return check_empty(payload, field);
-  read_header(payload, count, field);
+void check(ByteSpan payload, WeightShape shape, const std::string& field) {
+  if (shape.count == 0) return check_empty(payload, field);
+  read_header(payload, shape.count, field);
 }
 
-void decode_huffman(ByteSpan payload, int64_t count, int8_t* output, const std::string& field) {
+void decode(ByteSpan payload, WeightShape shape, int8_t* output, const std::string& field, const Parallel&) {
+  const int64_t count = shape.count;
   if (count == 0) return check_empty(payload, field);
   const Header header = read_header(payload, count, field);
   HuffmanDecoder(header.lengths, kFlip)
       .decode(header.stream, header.spare_bits, reinterpret_cast<uint8_t*>(output), count, field + ".stream");
 }
 
-PayloadParts huffman_parts(ByteSpan payload, int64_t count, const std::string& field) {
-  if (count == 0) return {};
-  const int64_t stream = read_header(payload, count, field).stream.size;
+PayloadParts parts(ByteSpan payload, WeightShape shape, const std::string& field) {
+  if (shape.count == 0) return {};
+  const int64_t stream = read_header(payload, shape.count, field).stream.size;
   return {.values = stream, .tables = payload.size - stream - 1, .header = 1};
 }
+
+}  // namespace
+
+const WeightCodec kHuffmanCodec{"huffman", nullptr, encode, check, decode, parts};
 
 }  // namespace pqk

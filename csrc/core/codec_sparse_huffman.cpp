@@ -58,12 +58,12 @@ std::vector<uint8_t> gap_tokens(const std::vector<uint32_t>& gaps, const GapCode
 }
 
 struct Header {
+  int64_t size = 0;  // in bytes, up to the length tables
   int64_t nnz = 0, tokens = 0;
   int escape = 0;
   int gap_spare = 0, value_spare = 0;
   HuffmanLengths gap_lengths{}, value_lengths{};
   ByteSpan gaps{}, values{};
-  int64_t size = 0;  // without the length tables
 };
 
 void check_alphabets(const Header& header, const std::string& field) {
@@ -85,9 +85,9 @@ Header read_header(ByteSpan payload, int64_t count, const std::string& field) {
     throw FormatError("E_CSR_NNZ", field + ".nnz", 0, "at most " + std::to_string(count) + " values",
                       std::to_string(header.nnz));
   }
+  header.size = reader.offset();
   if (header.nnz == 0) {
     check_end(reader);
-    header.size = reader.offset();
     return header;
   }
   header.tokens = reader.varint("tokens");
@@ -127,9 +127,8 @@ Bytes decode_stream(const HuffmanLengths& lengths, uint8_t flip, ByteSpan stream
   return symbols;
 }
 
-}  // namespace
-
-std::vector<uint8_t> encode_sparse_huffman(const int8_t* values, int64_t count) {
+std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
+  const int64_t count = shape.count;
   std::vector<uint32_t> gaps;
   std::vector<uint8_t> nonzeros;
   HuffmanCounts value_counts{};
@@ -164,7 +163,12 @@ std::vector<uint8_t> encode_sparse_huffman(const int8_t* values, int64_t count) 
   return out;
 }
 
-void decode_sparse_huffman(ByteSpan payload, int64_t count, int8_t* output, const std::string& field) {
+void check(ByteSpan payload, WeightShape shape, const std::string& field) {
+  read_header(payload, shape.count, field);
+}
+
+void decode(ByteSpan payload, WeightShape shape, int8_t* output, const std::string& field, const Parallel&) {
+  const int64_t count = shape.count;
   const Header header = read_header(payload, count, field);
   std::fill(output, output + count, int8_t{0});
   if (header.nnz == 0) return;
@@ -190,12 +194,16 @@ void decode_sparse_huffman(ByteSpan payload, int64_t count, int8_t* output, cons
   }
 }
 
-PayloadParts sparse_huffman_parts(ByteSpan payload, int64_t count, const std::string& field) {
-  const Header header = read_header(payload, count, field);
+PayloadParts parts(ByteSpan payload, WeightShape shape, const std::string& field) {
+  const Header header = read_header(payload, shape.count, field);
   return {.values = header.values.size,
           .indices = header.gaps.size,
           .tables = payload.size - header.size - header.gaps.size - header.values.size,
           .header = header.size};
 }
+
+}  // namespace
+
+const WeightCodec kSparseHuffmanCodec{"sparse-huffman", nullptr, encode, check, decode, parts};
 
 }  // namespace pqk

@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include "core/thread_pool.h"
 #include "python/gil.h"
 #include "python/module.h"
 
@@ -15,7 +16,7 @@ namespace {
 using Int8Array = py::array_t<int8_t, py::array::c_style>;
 
 py::bytes encode(const std::string& codec_name, const Int8Array& values, int64_t rows) {
-  const Codec codec = codec_by_name(codec_name, "codec");
+  const WeightCodec& codec = weight_codec(codec_name, "codec");
   const WeightShape shape{values.size(), rows};
   if (rows < 0 || (rows == 0 ? shape.count : shape.count % rows) != 0) {
     throw py::value_error("rows must divide the number of values, " + std::to_string(shape.count) + ", got " +
@@ -23,7 +24,7 @@ py::bytes encode(const std::string& codec_name, const Int8Array& values, int64_t
   }
   const int8_t* data = values.data();
   std::vector<uint8_t> payload;
-  without_gil([&] { payload = encode_weight(codec, data, shape); });
+  without_gil([&] { payload = codec.encode(data, shape); });
   return py::bytes(reinterpret_cast<const char*>(payload.data()), payload.size());
 }
 
@@ -36,9 +37,12 @@ ByteSpan bytes_of(const py::buffer_info& info) {
 
 py::dict parts(const std::string& codec_name, const py::buffer& payload, int64_t count, int64_t rows,
                const std::string& field) {
-  const Codec codec = codec_by_name(codec_name, field + ".codec");
+  const WeightCodec& codec = weight_codec(codec_name, field + ".codec");
   const py::buffer_info info = payload.request();
-  const PayloadParts found = payload_parts(codec, bytes_of(info), {count, rows}, field);
+  const WeightShape shape{count, rows};
+  check_weight_shape(shape, field);
+  codec.check(bytes_of(info), shape, field);
+  const PayloadParts found = codec.parts(bytes_of(info), shape, field);
   py::dict result;
   result["values"] = found.values;
   result["indices"] = found.indices;
@@ -49,26 +53,44 @@ py::dict parts(const std::string& codec_name, const py::buffer& payload, int64_t
 }
 
 Int8Array decode(const std::string& codec_name, const py::buffer& payload, int64_t count, int64_t rows,
-                 const std::string& field) {
-  const Codec codec = codec_by_name(codec_name, field + ".codec");
+                 const std::string& field, int num_threads) {
+  const WeightCodec& codec = weight_codec(codec_name, field + ".codec");
+  check_num_threads(num_threads);
   const py::buffer_info info = payload.request();
   const ByteSpan bytes = bytes_of(info);
   const WeightShape shape{count, rows};
-  check_weight_payload(codec, bytes, shape, field);
+  check_weight_shape(shape, field);
+  codec.check(bytes, shape, field);
   Int8Array output(count);
   int8_t* data = output.mutable_data();
-  without_gil([&] { decode_weight(codec, bytes, shape, data, field); });
+  without_gil([&] { codec.decode(bytes, shape, data, field, ThreadPool(num_threads)); });
   return output;
+}
+
+std::vector<std::string> codec_names() {
+  std::vector<std::string> names;
+  for (const WeightCodec& codec : weight_codecs()) names.emplace_back(codec.name);
+  return names;
+}
+
+std::map<std::string, std::string> codec_features() {
+  std::map<std::string, std::string> features;
+  for (const WeightCodec& codec : weight_codecs()) {
+    if (codec.feature) features.emplace(codec.name, codec.feature);
+  }
+  return features;
 }
 
 }  // namespace
 
 void register_codec(py::module_& module) {
-  module.def("codec_names", &codec_names, "Names of all weight codecs, the faster to decode first.");
+  module.def("codec_names", &codec_names, "Names of all weight codecs.");
+  module.def("codec_features", &codec_features,
+             "The required feature of each codec that version 1.0 of the format lacks.");
   module.def("encode_weight", &encode, py::arg("codec"), py::arg("values").noconvert(), py::arg("rows"),
              "Payload of a C-contiguous int8 array seen as `rows` rows.");
   module.def("decode_weight", &decode, py::arg("codec"), py::arg("payload"), py::arg("count"), py::arg("rows"),
-             py::arg("field"),
+             py::arg("field"), py::arg("num_threads") = 1,
              "The `count` int8 values of a payload; FormatError naming `field` for any other payload.");
   module.def("payload_parts", &parts, py::arg("codec"), py::arg("payload"), py::arg("count"), py::arg("rows"),
              py::arg("field"),

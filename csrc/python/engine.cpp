@@ -20,8 +20,6 @@ using engine::RawNode;
 using engine::RawTensor;
 using engine::RawValue;
 
-constexpr int kMaxThreads = 1024;
-
 std::string type_name(const py::handle& object) { return Py_TYPE(object.ptr())->tp_name; }
 
 // --- the graph -----------------------------------------------------------------------------------------------
@@ -126,10 +124,7 @@ class PyEngine {
  public:
   PyEngine(const py::object& graph, int num_threads, int64_t max_activation_bytes,
            const engine::KernelChoices& kernels, const engine::KernelTable& kernel_table, bool measure) {
-    if (num_threads < 1 || num_threads > kMaxThreads) {
-      throw py::value_error("num_threads must be from 1 to " + std::to_string(kMaxThreads) + ", got " +
-                            std::to_string(num_threads));
-    }
+    check_num_threads(num_threads);
     if (max_activation_bytes < 1) {
       throw py::value_error("max_activation_bytes must be positive, got " +
                             std::to_string(max_activation_bytes));

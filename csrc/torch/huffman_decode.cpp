@@ -14,10 +14,11 @@ Tensor huffman_decode_cpu(const Tensor& payload, int64_t count) {
   const Tensor contiguous = torch::stable::contiguous(payload);
   const ByteSpan bytes{contiguous.const_data_ptr<uint8_t>(), contiguous.numel()};
   try {
-    check_huffman(bytes, count, "payload");  // before the output is allocated
+    const WeightShape weights{count, 1};
+    kHuffmanCodec.check(bytes, weights, "payload");  // before the output is allocated
     const std::vector<int64_t> shape{count};
     Tensor output = torch::stable::new_empty(contiguous, shape, ScalarType::Char);
-    decode_huffman(bytes, count, output.mutable_data_ptr<int8_t>(), "payload");
+    kHuffmanCodec.decode(bytes, weights, output.mutable_data_ptr<int8_t>(), "payload", Serial());
     return output;
   } catch (const FormatError& error) {
     STD_TORCH_CHECK(false, kOp, ": ", error.what());

@@ -25,10 +25,11 @@ __all__ = ["CODECS", "FEATURES", "VERSION", "Metadata", "WeightRecord", "dump", 
 
 #: Of files that need no feature, and of those that need some.
 VERSION, FEATURE_VERSION = (1, 0), (1, 1)
-#: What files may require: an operator or codec that version 1.0 had not.
-FEATURES = ("float-codebook",)
-#: Names of the weight codecs, the faster to decode first.
+#: Names of the weight codecs.
 CODECS: tuple[str, ...] = tuple(_core.codec_names())
+_CODEC_FEATURES = _core.codec_features()
+#: What files may require: operators or codecs that version 1.0 had not.
+FEATURES: tuple[str, ...] = tuple(sorted({"float-codebook", *_CODEC_FEATURES.values()}))
 
 # What is left out of a node; a float has no default.
 _DEFAULTS: dict[str, int | list[int]] = {
@@ -101,15 +102,15 @@ def dump(graph: Graph, weights: Mapping[int, WeightRecord]) -> dict[str, Json]:
     """The metadata without its digest; equal graphs give equal results."""
     nodes: list[Json] = [_dump_node(node, index, weights.get(index)) for index, node in enumerate(graph.nodes)]
     root: dict[str, Json] = {"input": list(graph.input.shape), "nodes": nodes, "version": list(VERSION)}
-    features = _required_features(graph)
+    features = _required_features(graph, weights)
     if features:
         root |= {"required_features": list(features), "version": list(FEATURE_VERSION)}
     return root
 
 
-def _required_features(graph: Graph) -> list[str]:
+def _required_features(graph: Graph, weights: Mapping[int, WeightRecord]) -> list[str]:
     """The features that a file of this graph needs, sorted."""
-    features = set()
+    features = {_CODEC_FEATURES[weight.codec] for weight in weights.values() if weight.codec in _CODEC_FEATURES}
     for node in graph.nodes:
         if node.op in FLOAT_OPS or (node.op in ("concat", "slice", "pad") and node.value.dtype == "f32"):
             features.add("float-codebook")
@@ -168,7 +169,7 @@ def load(text: str) -> Metadata:
         if weight is not None:
             weights[index] = weight
     graph = Graph(Value(_shape(root["input"], "input"), "f32"), tuple(loaded))
-    used = _required_features(graph)
+    used = _required_features(graph, weights)
     if features != used:
         _refuse("E_FEATURE", "required_features", f"what the file uses, {used}", features)
     return Metadata(graph, weights, version)

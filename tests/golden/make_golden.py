@@ -1,4 +1,4 @@
-"""Makes the golden files of the current format version: python tests/golden/make_golden.py
+"""Makes the golden files, in a folder for each version of the format: python tests/golden/make_golden.py
 
 Files that are there already are never written again: old files must load for ever as they are.
 """
@@ -14,9 +14,8 @@ import numpy as np
 
 from pqk_ext.runtime import format as pqk_format
 from pqk_ext.runtime.graph import Graph, Node, Value
-from pqk_ext.runtime.metadata import VERSION
 
-FOLDER = Path(__file__).parent / f"v{VERSION[0]}.{VERSION[1]}"
+GOLDEN = Path(__file__).parent
 CODES = {"quant_min": 0, "quant_max": 255}
 WINDOW = {"stride": [1, 1], "padding": [0, 0, 0, 0]}
 CONV = {**WINDOW, "dilation": [1, 1], "groups": 1, **CODES}
@@ -130,10 +129,12 @@ def all_ops() -> Graph:
 
 def golden() -> dict[str, tuple[Graph, str | None]]:
     """File name, graph and codec (None: the smallest) of every golden file."""
+    first = ("raw", "bitmask", "csr", "huffman", "sparse-huffman")
     return {
-        **{f"{codec}.pqk": (small(), codec) for codec in pqk_format.CODECS},
-        "four_bits.pqk": (four_bits(), None),
-        "all_ops.pqk": (all_ops(), None),
+        **{f"v1.0/{codec}.pqk": (small(), codec) for codec in first},
+        "v1.0/four_bits.pqk": (four_bits(), None),
+        "v1.0/all_ops.pqk": (all_ops(), None),
+        **{f"v1.1/{codec}.pqk": (small(), codec) for codec in pqk_format.CODECS if codec not in first},
     }
 
 
@@ -147,9 +148,9 @@ def tensor_digests(graph: Graph) -> dict[str, str]:
 
 
 def main() -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
     for name, (graph, codec) in golden().items():
-        path = FOLDER / name
+        path = GOLDEN / name
+        path.parent.mkdir(exist_ok=True)
         if path.exists():
             print(f"{path}: kept")
             continue
