@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "core/int8_packing.h"
+#include "core/int8_weights.h"
 
 namespace pqk {
 
@@ -28,16 +29,12 @@ PackedEpilogue::PackedEpilogue(const Conv2dConstants& constants, int64_t slots)
 }
 
 void PackedEpilogue::set(const Conv2dConstants& constants, int64_t channel, int64_t fan_in, int64_t slot) {
-  int32_t sum = 0;
-  double most = 0;  // the largest magnitude of a sum of products
-  for (int64_t i = 0; i < fan_in; ++i) {
-    const int8_t weight = constants.weight[channel * fan_in + i];
-    sum += weight;
-    most += 255.0 * std::abs(weight);
-  }
-  compensation_.data()[slot] = static_cast<int32_t>(-int64_t{constants.input_zero_point} * sum);
+  const WeightSums sums = active_weight_sums()(constants.weight + channel * fan_in, fan_in);
+  compensation_.data()[slot] = static_cast<int32_t>(-constants.input_zero_point * sums.sum);
   multiplier_.data()[slot] = constants.multiplier[channel];
   bias_.data()[slot] = constants.bias[channel];
+  const double most =
+      255.0 * static_cast<double>(sums.magnitude);  // the largest magnitude of a sum of products
   const double value = most * std::abs(constants.multiplier[channel]) + std::abs(constants.bias[channel]) +
                        (constants.has_residual ? 255.0 * std::abs(constants.residual_multiplier) : 0.0);
   if (!(value < kSurelyInt32)) epilogue_.clamps_high = true;

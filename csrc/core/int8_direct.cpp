@@ -1,6 +1,9 @@
 #include <algorithm>
+#include <cstring>
+#include <vector>
 
 #include "core/int8_packing.h"
+#include "core/int8_weights.h"
 
 namespace pqk {
 namespace {
@@ -87,50 +90,80 @@ void DirectConv2d::set_border(int32_t zero_point) {
   plan_.skips_right = adjacent && last == s.in_width;
 }
 
-// Where the weights of the four codes of a quad lie among one output channel's weights; -1 where a code has
-// none.
-struct QuadSource {
-  int64_t offset[4];
-};
-
-QuadSource quad_source(const Int8DirectPlan& plan, int64_t ky, int64_t quad) {
-  const Conv2dShape& s = plan.shape;
-  const int64_t kx = quad / plan.tap_quads, first = quad % plan.tap_quads * 4;
-  QuadSource source;
-  for (int64_t i = 0; i < 4; ++i) {
-    const int64_t c = first + i;
-    source.offset[i] = c < plan.group_in ? (c * s.kernel_height + ky) * s.kernel_width + kx : -1;
+// The blocks of one tap and tile, `block_step` bytes apart, from rows of input channels, one an output channel
+// and `row_step` bytes apart.
+void pack_quads(const int8_t* rows, int64_t row_step, int64_t quads, WeightFormat format, int64_t block_step,
+                uint8_t* blocks) {
+  for (int64_t quad = 0; quad < quads; ++quad, blocks += block_step) {
+    const int8_t* from = rows + quad * 4;
+    for (int64_t lane = 0; lane < kOutTile; ++lane, from += row_step) {
+      if (format == WeightFormat::kQuads) {
+        std::memcpy(blocks + lane * 4, from, 4);
+      } else {
+        const int16_t pairs[2][2] = {{from[0], from[2]}, {from[1], from[3]}};
+        std::memcpy(blocks + lane * 4, pairs[0], 4);
+        std::memcpy(blocks + (kOutTile + lane) * 4, pairs[1], 4);
+      }
+    }
   }
-  return source;
 }
+
+// Packs one tile after the other.
+class TilePacking {
+ public:
+  TilePacking(const Int8DirectPlan& plan, WeightFormat format)
+      : plan_(plan),
+        format_(format),
+        order_(plan.shape.kernel_height * plan.shape.kernel_width),
+        channels_last_(active_channels_last()),
+        channels_(std::clamp<int64_t>(kRowsOfTile / order_.taps / 4 * 4, 4, ChannelsLast::kChannels)),
+        pitch_(std::min(channels_, plan.tap_quads * 4)),
+        rows_(static_cast<size_t>(kOutTile * order_.taps * pitch_)) {}
+
+  // `blocks` are those of the group.
+  void pack(const int8_t* weight, int64_t group, int64_t tile, uint8_t* blocks) {
+    const int64_t first = tile / plan_.panel * plan_.panel;
+    const int64_t panel = std::min(plan_.panel, plan_.tiles - first);
+    const int64_t block_bytes = kOutTile * 4 * weight_bytes(format_);
+    const int64_t lanes = std::min(kOutTile, plan_.group_out - tile * kOutTile);
+    const int64_t taps = order_.taps, fan_in = plan_.group_in * taps;
+    weight += (group * plan_.group_out + tile * kOutTile) * fan_in;
+    blocks += first * plan_.tile_bytes + (tile - first) * block_bytes;
+    for (int64_t begin = 0; begin < plan_.group_in; begin += channels_) {
+      const int64_t channels = std::min(channels_, plan_.group_in - begin);
+      if (lanes < kOutTile || channels < pitch_) std::fill(rows_.begin(), rows_.end(), int8_t{0});
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        channels_last_(order_, weight + lane * fan_in + begin * taps, channels, pitch_,
+                       rows_.data() + lane * taps * pitch_);
+      }
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        pack_quads(rows_.data() + tap * pitch_, taps * pitch_, (channels + 3) / 4, format_, panel * block_bytes,
+                   blocks + (tap * plan_.tap_quads + begin / 4) * panel * block_bytes);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kRowsOfTile =
+      2048;  // bytes of an output channel's rows, where its taps are that few
+
+  const Int8DirectPlan& plan_;
+  WeightFormat format_;
+  ChannelsLast order_;
+  ChannelsLastKernel* channels_last_;
+  int64_t channels_, pitch_;  // input channels that are packed together, and bytes from tap to tap
+  std::vector<int8_t> rows_;  // [kOutTile][tap][pitch_]
+};
 
 void DirectConv2d::pack_weight(const int8_t* weight, WeightFormat format) {
   const Conv2dShape& s = plan_.shape;
-  const int64_t fan_in = plan_.group_in * s.kernel_height * s.kernel_width;
-  const int64_t block_bytes = kOutTile * 4 * weight_bytes(format);
-  plan_.tile_bytes = s.kernel_height * plan_.row_quads * block_bytes;
-  weight_ = AlignedArray<uint8_t>(s.groups * plan_.tiles * plan_.tile_bytes);
+  plan_.tile_bytes = s.kernel_height * plan_.row_quads * kOutTile * 4 * weight_bytes(format);
+  weight_ = AlignedArray<uint8_t>::uninitialized(s.groups * plan_.tiles * plan_.tile_bytes);
   plan_.weight = weight_.data();
-  for (int64_t ky = 0; ky < s.kernel_height; ++ky) {
-    for (int64_t quad = 0; quad < plan_.row_quads; ++quad) {
-      const QuadSource source = quad_source(plan_, ky, quad);
-      for (int64_t tile = 0; tile < s.groups * plan_.tiles; ++tile) {
-        const int64_t group = tile / plan_.tiles, in_group = tile % plan_.tiles;
-        const int64_t first = in_group / plan_.panel * plan_.panel;
-        const int64_t panel = std::min(plan_.panel, plan_.tiles - first);
-        const int64_t place = (ky * plan_.row_quads + quad) * panel + in_group - first;
-        uint8_t* block =
-            weight_.data() + (group * plan_.tiles + first) * plan_.tile_bytes + place * block_bytes;
-        const int64_t channel = group * plan_.group_out + in_group * kOutTile;
-        const int64_t channels = std::min(kOutTile, plan_.group_out - in_group * kOutTile);
-        for (int64_t i = 0; i < 4; ++i) {
-          if (source.offset[i] < 0) continue;
-          const int8_t* from = weight + channel * fan_in + source.offset[i];
-          for (int64_t lane = 0; lane < channels; ++lane) {
-            store_weight(block, format, kOutTile, lane, i, from[lane * fan_in]);
-          }
-        }
-      }
+  TilePacking packing(plan_, format);
+  for (int64_t group = 0; group < s.groups; ++group) {
+    for (int64_t tile = 0; tile < plan_.tiles; ++tile) {
+      packing.pack(weight, group, tile, weight_.data() + group * plan_.tiles * plan_.tile_bytes);
     }
   }
 }

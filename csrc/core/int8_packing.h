@@ -16,11 +16,18 @@ template <class T>
 class AlignedArray {
  public:
   AlignedArray() = default;
-  explicit AlignedArray(int64_t count) : size_(count) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
-    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-    if (!data_) throw std::bad_alloc();
-    std::memset(static_cast<void*>(data_.get()), 0, bytes);
+  explicit AlignedArray(int64_t count) : AlignedArray(uninitialized(count)) {
+    std::memset(static_cast<void*>(data_.get()), 0, static_cast<size_t>(count) * sizeof(T));
+  }
+  // For those who write all of it.
+  static AlignedArray uninitialized(int64_t count) {
+    const size_t used = static_cast<size_t>(count) * sizeof(T), bytes = (used + 127) / 64 * 64;
+    AlignedArray array;
+    array.data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    if (!array.data_) throw std::bad_alloc();
+    array.size_ = count;
+    std::memset(reinterpret_cast<uint8_t*>(array.data_.get()) + used, 0, bytes - used);
+    return array;
   }
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }

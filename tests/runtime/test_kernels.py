@@ -91,6 +91,15 @@ def test_linear_layers(isa: str, kernel: str) -> None:
         check(b.graph(), kernel, 9)
 
 
+@pytest.mark.parametrize("shape", [(5, 24, 23), (70, 4, 4), (66, 5, 5)])
+def test_linear_layers_of_whole_images(isa: str, kernel: str, shape: tuple[int, ...]) -> None:
+    """More taps than packers take together, as many as they take by vectors, and more than those."""
+    for density in (0.1, 1.0):
+        b = SparseBuilder(shape, density)
+        b.linear(b.flatten(b.quantize(0)), 18, floats=True)
+        check(b.graph(), kernel, 2)
+
+
 def test_images_that_are_part_of_a_concatenation(isa: str, kernel: str) -> None:
     """Their pixels lie further apart than their channels need."""
     for index, density in enumerate(DENSITIES):

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "core/engine/time_conv2d.h"
+#include "core/int8_weights.h"
 #include "core/isa.h"
 
 namespace pqk::engine {
@@ -41,24 +42,31 @@ struct Density {
   double weights, blocks;
 };
 
-Density density_of(const Conv2dShape& s, const int8_t* weight) {
+double weight_density(const Conv2dShape& s, const int8_t* weight) {
+  const int64_t count = s.out_channels * (s.in_channels / s.groups) * s.kernel_height * s.kernel_width;
+  return static_cast<double>(active_weight_sums()(weight, count).nonzero) /
+         static_cast<double>(std::max<int64_t>(1, count));
+}
+
+double block_density(const Conv2dShape& s, const int8_t* weight) {
   const int64_t inputs = s.in_channels / s.groups, taps = s.kernel_height * s.kernel_width;
-  int64_t weights = 0, blocks = 0, all_blocks = 0;
-  std::vector<int64_t> of_tap(static_cast<size_t>(taps));
+  int64_t blocks = 0;
   for (int64_t output = 0; output < s.out_channels; ++output) {
-    for (int64_t first = 0; first < inputs; first += 4) {
-      std::fill(of_tap.begin(), of_tap.end(), 0);
-      for (int64_t input = first; input < std::min(first + 4, inputs); ++input) {
-        const int8_t* from = weight + (output * inputs + input) * taps;
-        for (int64_t tap = 0; tap < taps; ++tap) of_tap[static_cast<size_t>(tap)] += from[tap] != 0;
+    int64_t input = 0;
+    for (; input + 4 <= inputs; input += 4, weight += 4 * taps) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        blocks += (weight[tap] | weight[tap + taps] | weight[tap + 2 * taps] | weight[tap + 3 * taps]) != 0;
       }
-      for (const int64_t count : of_tap) weights += count, blocks += count != 0;
-      all_blocks += taps;
     }
+    for (int64_t tap = 0; tap < taps && input < inputs; ++tap) {
+      int any = 0;
+      for (int64_t i = 0; i < inputs - input; ++i) any |= weight[i * taps + tap];
+      blocks += any != 0;
+    }
+    weight += (inputs - input) * taps;
   }
-  const double all = static_cast<double>(std::max<int64_t>(1, s.out_channels * inputs * taps));
-  return {static_cast<double>(weights) / all,
-          static_cast<double>(blocks) / static_cast<double>(std::max<int64_t>(1, all_blocks))};
+  const int64_t all = s.out_channels * ((inputs + 3) / 4) * taps;
+  return static_cast<double>(blocks) / static_cast<double>(std::max<int64_t>(1, all));
 }
 
 // What the time of a kernel depends on, densities in steps of 2 %.
@@ -77,41 +85,85 @@ std::string layer_key(const Conv2dShape& s, const Conv2dConstants& constants, co
 
 }  // namespace
 
+// The kernels of one layer, packed when they are asked for.
+class KernelChooser::Layer {
+ public:
+  Layer(const Conv2dShape& shape, const Conv2dConstants& constants) : shape_(shape), constants_(constants) {}
+
+  // Null where the kernel is not for the layer.
+  std::shared_ptr<const PackedConv2d> pack(const Conv2dKernel& kernel) {
+    const auto [place, is_new] = packed_.try_emplace(kernel.name);
+    if (is_new) place->second = kernel.pack(shape_, constants_);
+    return place->second;
+  }
+
+  std::shared_ptr<const PackedConv2d> for_dense_weights() {
+    for (const Conv2dKernel& kernel : conv2d_kernels()) {
+      if (auto packed = pack(kernel)) return packed;
+    }
+    return nullptr;  // not reached: the direct kernel takes every layer
+  }
+
+  // Of the kernels in `times`; null where none is for the layer.
+  std::shared_ptr<const PackedConv2d> fastest(const KernelTable::mapped_type& times) {
+    std::vector<std::pair<double, const Conv2dKernel*>> known;
+    for (const Conv2dKernel& kernel : conv2d_kernels()) {
+      const auto found = times.find(kernel.name);
+      if (found != times.end()) known.emplace_back(found->second, &kernel);
+    }
+    std::stable_sort(known.begin(), known.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (const auto& [seconds, kernel] : known) {
+      if (auto packed = pack(*kernel)) return packed;
+    }
+    return nullptr;
+  }
+
+  // All of them.
+  Conv2dCandidates candidates() {
+    Conv2dCandidates all;
+    for (const Conv2dKernel& kernel : conv2d_kernels()) {
+      if (auto packed = pack(kernel)) all.emplace_back(kernel.name, std::move(packed));
+    }
+    return all;
+  }
+
+  std::map<std::string, double> time(int64_t images) {
+    return time_conv2d(candidates(), shape_, constants_, images);
+  }
+
+ private:
+  const Conv2dShape& shape_;
+  const Conv2dConstants& constants_;
+  std::map<std::string, std::shared_ptr<const PackedConv2d>> packed_;
+};
+
 ChosenConv2d KernelChooser::choose(const std::string& node, const Conv2dShape& shape,
                                    const Conv2dConstants& constants, int64_t most_images) {
   if (auto asked = pack_asked(options_.choices, node, shape, constants)) return {asked, asked};
-  const Density density = density_of(shape, constants.weight);
-  Conv2dCandidates candidates;  // the one for dense weights first
-  for (const Conv2dKernel& kernel : conv2d_kernels()) {
-    if (!candidates.empty() && density.weights > kDense) break;
-    if (auto packed = kernel.pack(shape, constants)) candidates.emplace_back(kernel.name, std::move(packed));
+  Layer layer(shape, constants);
+  const double density = weight_density(shape, constants.weight);
+  if (density > kDense || (options_.table.empty() && !options_.measure)) {
+    const std::shared_ptr<const PackedConv2d> packed = layer.for_dense_weights();
+    return {packed, packed};
   }
-  const std::string key = layer_key(shape, constants, density);
-  std::shared_ptr<const PackedConv2d> one = fastest(candidates, key, shape, constants, 1);
-  return {one, most_images > 1 ? fastest(candidates, key, shape, constants, most_images) : one};
+  const std::string key =
+      layer_key(shape, constants, {density, block_density(shape, constants.weight)}) + " images ";
+  const auto one = fastest(layer, key + "1", 1);
+  return {one, most_images > 1 ? fastest(layer, key + std::to_string(most_images), most_images) : one};
 }
 
-std::shared_ptr<const PackedConv2d> KernelChooser::fastest(const Conv2dCandidates& candidates,
-                                                           const std::string& layer, const Conv2dShape& shape,
-                                                           const Conv2dConstants& constants, int64_t images) {
-  if (candidates.size() == 1) return candidates.front().second;
-  const std::string key = layer + " images " + std::to_string(images);
-  const KernelTable::mapped_type* times = nullptr;
+std::shared_ptr<const PackedConv2d> KernelChooser::fastest(Layer& layer, const std::string& key,
+                                                           int64_t images) {
   for (const KernelTable* table : {&options_.table, static_cast<const KernelTable*>(&measured_)}) {
     const auto found = table->find(key);
     if (found == table->end()) continue;
-    const bool all = std::all_of(candidates.begin(), candidates.end(), [&](const auto& candidate) {
-      return found->second.count(candidate.first) != 0;
-    });
-    if (all) times = &found->second;
+    if (auto packed = layer.fastest(found->second)) return packed;
   }
-  if (times == nullptr) {
-    if (!options_.measure) return candidates.front().second;
-    times = &(measured_[key] = time_conv2d(candidates, shape, constants, images));
-  }
-  return std::min_element(candidates.begin(), candidates.end(),
-                          [&](const auto& a, const auto& b) { return times->at(a.first) < times->at(b.first); })
-      ->second;
+  if (!options_.measure) return layer.for_dense_weights();
+  const Conv2dCandidates candidates = layer.candidates();
+  if (candidates.size() == 1) return candidates.front().second;
+  return layer.fastest(measured_[key] = layer.time(images));
 }
 
 }  // namespace pqk::engine

@@ -42,9 +42,9 @@ class KernelChooser {
   const KernelTable& measured() const { return measured_; }
 
  private:
-  std::shared_ptr<const PackedConv2d> fastest(const Conv2dCandidates& candidates, const std::string& key,
-                                              const Conv2dShape& shape, const Conv2dConstants& constants,
-                                              int64_t images);
+  class Layer;
+
+  std::shared_ptr<const PackedConv2d> fastest(Layer& layer, const std::string& key, int64_t images);
 
   const KernelOptions& options_;
   KernelTable measured_;
