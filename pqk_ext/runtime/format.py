@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from pqk_ext.runtime.metadata import CODECS
 from pqk_ext.runtime.reader import MAX_DECODED_BYTES, loads, read
-from pqk_ext.runtime.sizes import FileInfo, TensorInfo, inspect
+from pqk_ext.runtime.sizes import PARTS, FileInfo, LayerInfo, TensorInfo, inspect
 from pqk_ext.runtime.writer import dumps, write
 
 __all__ = [
     "CODECS",
     "MAX_DECODED_BYTES",
+    "PARTS",
     "FileInfo",
+    "LayerInfo",
     "TensorInfo",
     "dumps",
     "inspect",

@@ -12,6 +12,7 @@ import pytest
 
 from pqk_ext import runtime
 from pqk_ext.data import keyword_spotting_arrays
+from pqk_ext.rivals import has_zstd
 
 from .conftest import Result
 
@@ -50,6 +51,33 @@ def test_inspect_counts_every_byte(pqk_without_torch: Pqk, network: Path) -> Non
     total = values["header_bytes"] + sum(tensor["payload_bytes"] for tensor in values["tensors"])
     assert total == values["total_bytes"] == network.stat().st_size
     assert len(values["nodes"]) == len(runtime.load(network).graph.nodes)
+
+
+def test_inspect_tells_what_bytes_are_for(pqk_without_torch: Pqk, network: Path) -> None:
+    done = pqk_without_torch("inspect", network, "--rivals", "--json", "-")
+    assert done.code == 0
+    values = json.loads(done.out)
+    assert sum(values["parts"].values()) == values["total_bytes"] == network.stat().st_size
+    graph = runtime.load(network).graph
+    assert len(values["layers"]) == len(values["rivals"]) == 10
+    for layer, elsewhere in zip(values["layers"], values["rivals"], strict=True):
+        weight = graph.nodes[layer["node"]].tensors["weight"]
+        tensor = next(t for t in values["tensors"] if t["name"] == f"{layer['node']}.weight")
+        assert sum(tensor["parts"].values()) == tensor["payload_bytes"] == elsewhere["here"]
+        assert layer["total_bytes"] == elsewhere["here"] + 8 * weight.shape[0]
+        assert elsewhere["int8"] == weight.size
+        assert ("zstd -19" in elsewhere) == has_zstd()
+
+
+def test_inspect_sums_up_layers(pqk: Pqk, network: Path) -> None:
+    done = pqk("inspect", network, "--rivals")
+    assert done.code == 0
+    info = runtime.format.inspect(network)
+    coded = sum(t.payload_bytes for t in info.weights)
+    line = next(line for line in done.out.splitlines() if line.startswith("│ all layers") and str(coded) in line)
+    assert str(sum(t.count for t in info.weights)) in line
+    assert f"│ file        │ {info.total_bytes} │" in done.out
+    assert ("zstandard is not installed" in done.out) == (not has_zstd())
 
 
 def test_inspect_shows_tables(pqk: Pqk, network: Path) -> None:
