@@ -4,6 +4,7 @@
 // encoding of `count` values.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -39,6 +40,11 @@ class CodedWeight {
   virtual int64_t rows_per_chunk() const = 0;
   virtual std::unique_ptr<RowCursor> open(int64_t chunk) const = 0;
 };
+
+// Chunks of whole rows, of about 16 Ki weights, for codecs that may choose them.
+inline int64_t chunk_rows(WeightShape shape) {
+  return std::max<int64_t>(1, (int64_t{16} << 10) / std::max<int64_t>(1, shape.row_size()));
+}
 
 // What the bytes of a payload are for; together they are all of it.
 struct PayloadParts {

@@ -21,7 +21,11 @@ void check(ByteSpan payload, WeightShape shape, const std::string& field) {
   ByteReader(payload, field).take(mask_size(shape.count), "mask");
 }
 
-void decode(ByteSpan payload, WeightShape shape, int8_t* output, const std::string& field, const Parallel&) {
+struct Parsed {
+  ByteSpan mask, values;
+};
+
+Parsed parse(ByteSpan payload, WeightShape shape, const std::string& field) {
   const int64_t count = shape.count;
   ByteReader reader(payload, field);
   const ByteSpan mask = reader.take(mask_size(count), "mask");
@@ -33,11 +37,63 @@ void decode(ByteSpan payload, WeightShape shape, int8_t* output, const std::stri
   const ByteSpan values = reader.take(nnz, "values");
   check_end(reader);
   check_nonzero(values, field);
-  const uint8_t* next = values.data;
-  for (int64_t i = 0; i < count; ++i) {
-    const bool set = mask.data[i / 8] >> (i % 8) & 1;
-    output[i] = set ? static_cast<int8_t>(*next++) : int8_t{0};
+  return {mask, values};
+}
+
+// Weights [begin, end); `values` are those from `begin` on. Returns the values that follow.
+const uint8_t* expand(const uint8_t* mask, const uint8_t* values, int64_t begin, int64_t end, int8_t* output) {
+  for (int64_t i = begin; i < end; ++i) {
+    const bool set = mask[i / 8] >> (i % 8) & 1;
+    *output++ = set ? static_cast<int8_t>(*values++) : int8_t{0};
   }
+  return values;
+}
+
+void decode(ByteSpan payload, WeightShape shape, int8_t* output, const std::string& field, const Parallel&) {
+  const Parsed parsed = parse(payload, shape, field);
+  expand(parsed.mask.data, parsed.values.data, 0, shape.count, output);
+}
+
+class BitmaskWeight final : public CodedWeight {
+ public:
+  BitmaskWeight(const Parsed& parsed, WeightShape shape) : parsed_(parsed), shape_(shape) {
+    const int64_t chunk = rows_per_chunk() * shape.row_size();
+    int64_t nnz = 0;
+    for (int64_t i = 0; i < shape.count; ++i) {
+      if (i % chunk == 0) before_.push_back(nnz);
+      nnz += parsed.mask.data[i / 8] >> (i % 8) & 1;
+    }
+  }
+  int64_t rows_per_chunk() const override { return chunk_rows(shape_); }
+  std::unique_ptr<RowCursor> open(int64_t chunk) const override {
+    return std::make_unique<Cursor>(*this, chunk);
+  }
+
+ private:
+  class Cursor final : public RowCursor {
+   public:
+    Cursor(const BitmaskWeight& weight, int64_t chunk)
+        : mask_(weight.parsed_.mask.data),
+          values_(weight.parsed_.values.data + weight.before_[static_cast<size_t>(chunk)]),
+          row_size_(weight.shape_.row_size()),
+          begin_(chunk * weight.rows_per_chunk() * row_size_) {}
+    void next(int64_t rows, int8_t* output) override {
+      values_ = expand(mask_, values_, begin_, begin_ + rows * row_size_, output);
+      begin_ += rows * row_size_;
+    }
+
+   private:
+    const uint8_t *mask_, *values_;
+    int64_t row_size_, begin_;
+  };
+
+  Parsed parsed_;
+  WeightShape shape_;
+  std::vector<int64_t> before_;  // non-zero weights before each chunk
+};
+
+std::unique_ptr<CodedWeight> open(ByteSpan payload, WeightShape shape, const std::string& field) {
+  return std::make_unique<BitmaskWeight>(parse(payload, shape, field), shape);
 }
 
 PayloadParts parts(ByteSpan payload, WeightShape shape, const std::string&) {
@@ -47,6 +103,6 @@ PayloadParts parts(ByteSpan payload, WeightShape shape, const std::string&) {
 
 }  // namespace
 
-const WeightCodec kBitmaskCodec{"bitmask", nullptr, encode, check, decode, parts};
+const WeightCodec kBitmaskCodec{"bitmask", nullptr, encode, check, decode, parts, open};
 
 }  // namespace pqk

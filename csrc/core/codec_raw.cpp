@@ -1,5 +1,6 @@
 // `raw`: the values.
 #include <algorithm>
+#include <cstring>
 
 #include "core/codec.h"
 
@@ -24,8 +25,40 @@ void decode(ByteSpan payload, WeightShape shape, int8_t* output, const std::stri
 
 PayloadParts parts(ByteSpan payload, WeightShape, const std::string&) { return {.values = payload.size}; }
 
+class RawWeight final : public CodedWeight {
+ public:
+  RawWeight(ByteSpan payload, WeightShape shape) : payload_(payload), shape_(shape) {}
+  int64_t rows_per_chunk() const override { return chunk_rows(shape_); }
+  std::unique_ptr<RowCursor> open(int64_t chunk) const override {
+    return std::make_unique<Cursor>(payload_.data + chunk * rows_per_chunk() * shape_.row_size(),
+                                    shape_.row_size());
+  }
+
+ private:
+  class Cursor final : public RowCursor {
+   public:
+    Cursor(const uint8_t* next, int64_t row_size) : next_(next), row_size_(row_size) {}
+    void next(int64_t rows, int8_t* output) override {
+      std::memcpy(output, next_, static_cast<size_t>(rows * row_size_));
+      next_ += rows * row_size_;
+    }
+
+   private:
+    const uint8_t* next_;
+    int64_t row_size_;
+  };
+
+  ByteSpan payload_;
+  WeightShape shape_;
+};
+
+std::unique_ptr<CodedWeight> open(ByteSpan payload, WeightShape shape, const std::string& field) {
+  check(payload, shape, field);
+  return std::make_unique<RawWeight>(payload, shape);
+}
+
 }  // namespace
 
-const WeightCodec kRawCodec{"raw", nullptr, encode, check, decode, parts};
+const WeightCodec kRawCodec{"raw", nullptr, encode, check, decode, parts, open};
 
 }  // namespace pqk

@@ -67,9 +67,11 @@ Int8Array decode(const std::string& codec_name, const py::buffer& payload, int64
   return output;
 }
 
-std::vector<std::string> codec_names() {
+std::vector<std::string> codec_names(bool openable) {
   std::vector<std::string> names;
-  for (const WeightCodec& codec : weight_codecs()) names.emplace_back(codec.name);
+  for (const WeightCodec& codec : weight_codecs()) {
+    if (!openable || codec.open != nullptr) names.emplace_back(codec.name);
+  }
   return names;
 }
 
@@ -84,7 +86,8 @@ std::map<std::string, std::string> codec_features() {
 }  // namespace
 
 void register_codec(py::module_& module) {
-  module.def("codec_names", &codec_names, "Names of all weight codecs.");
+  module.def("codec_names", &codec_names, py::kw_only(), py::arg("openable") = false,
+             "Names of all weight codecs, or of those whose rows can be decoded by themselves.");
   module.def("codec_features", &codec_features,
              "The required feature of each codec that version 1.0 of the format lacks.");
   module.def("encode_weight", &encode, py::arg("codec"), py::arg("values").noconvert(), py::arg("rows"),

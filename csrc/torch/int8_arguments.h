@@ -60,11 +60,11 @@ inline void check_residual(const Tensor& residual, const std::vector<int64_t>& s
                   shape_string(residual));
 }
 
-inline Conv2dConstants conv2d_constants(const Tensor& weight, const Tensor& multiplier, const Tensor& bias,
+inline Conv2dConstants conv2d_constants(const int8_t* weight, const float* multiplier, const float* bias,
                                         const Int8Epilogue& e, bool has_residual) {
-  return {weight.const_data_ptr<int8_t>(),
-          multiplier.const_data_ptr<float>(),
-          bias.const_data_ptr<float>(),
+  return {weight,
+          multiplier,
+          bias,
           static_cast<int32_t>(e.input_zero_point),
           static_cast<int32_t>(e.quant_min),
           static_cast<int32_t>(e.quant_max),
@@ -72,6 +72,12 @@ inline Conv2dConstants conv2d_constants(const Tensor& weight, const Tensor& mult
           has_residual,
           static_cast<float>(e.residual_multiplier),
           static_cast<int32_t>(e.residual_zero_point)};
+}
+
+inline Conv2dConstants conv2d_constants(const Tensor& weight, const Tensor& multiplier, const Tensor& bias,
+                                        const Int8Epilogue& e, bool has_residual) {
+  return conv2d_constants(weight.const_data_ptr<int8_t>(), multiplier.const_data_ptr<float>(),
+                          bias.const_data_ptr<float>(), e, has_residual);
 }
 
 }  // namespace pqk::torch_ops
