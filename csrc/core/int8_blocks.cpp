@@ -1,8 +1,8 @@
 #include "core/int8_blocks_plan.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
+#include <array>
+#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -104,8 +104,9 @@ Lines choose_lines(const Conv2dShape& s, Int8BlocksFormat format, int64_t most) 
 // The blocks for one way to lay out lines.
 class Packing {
  public:
-  Packing(const Conv2dShape& shape, const int8_t* weight, const Int8Epilogue& epilogue, int64_t lanes,
-          Lines lines);
+  // `nonzero`: number of weights that are not 0.
+  Packing(const Conv2dShape& shape, const int8_t* weight, int64_t nonzero, const Int8Epilogue& epilogue,
+          int64_t lanes, Lines lines);
   Packing(const Packing&) = delete;
   Packing& operator=(const Packing&) = delete;
   const Int8BlocksPlan& plan() const { return plan_; }
@@ -116,20 +117,36 @@ class Packing {
   int64_t positions() const { return plan_.vectors * lanes_; }  // of a panel
 
  private:
-  std::vector<Int8Block> blocks_of(const int8_t* weight, int64_t slice, int64_t channel) const;
+  struct Tap {
+    int64_t index;
+    uint32_t offset;  // of a quad's lines to the tap's
+  };
+
+  // One output channel's blocks of a slice in the order of their offsets; returns their number.
+  int64_t pack_channel(const int8_t* weight, int64_t slice, Int8Block* blocks);
   void pack_tile(const int8_t* weight, int64_t slice, int64_t first_channel);
 
   int64_t lanes_;
   Lines lines_;
+  ChannelsLast order_;
+  ChannelsLastKernel* channels_last_;
+  std::vector<Tap> taps_;  // in the order of their lines
+  int64_t most_blocks_;    // of an output channel in a slice
   Int8BlocksPlan plan_{};
   std::vector<Int8Block> blocks_;
   std::vector<uint32_t> begin_;
   std::vector<uint8_t> channel_;
+  // While packing: one output channel's weights of a slice, [tap][input channel], and a tile's blocks.
+  std::vector<int8_t> rows_;
+  std::vector<Int8Block> tile_;
 };
 
-Packing::Packing(const Conv2dShape& shape, const int8_t* weight, const Int8Epilogue& epilogue, int64_t lanes,
-                 Lines lines)
-    : lanes_(lanes), lines_(std::move(lines)) {
+Packing::Packing(const Conv2dShape& shape, const int8_t* weight, int64_t nonzero, const Int8Epilogue& epilogue,
+                 int64_t lanes, Lines lines)
+    : lanes_(lanes),
+      lines_(std::move(lines)),
+      order_(shape.kernel_height * shape.kernel_width),
+      channels_last_(active_channels_last()) {
   plan_.shape = shape;
   plan_.epilogue = epilogue;
   plan_.quads = (shape.in_channels + 3) / 4;
@@ -141,55 +158,75 @@ Packing::Packing(const Conv2dShape& shape, const int8_t* weight, const Int8Epilo
   plan_.slice_quads = lines_.slice_quads;
   plan_.slices = (plan_.quads + plan_.slice_quads - 1) / plan_.slice_quads;
   plan_.slots = round_up(shape.out_channels, kOutTile);
+  for (int64_t tap = 0; tap < order_.taps; ++tap) {
+    taps_.push_back({tap, static_cast<uint32_t>(lines_.tap_line[tap] * lanes_ * 4)});
+  }
+  std::sort(taps_.begin(), taps_.end(), [](const Tap& a, const Tap& b) { return a.offset < b.offset; });
+  most_blocks_ = std::min(plan_.slice_quads, plan_.quads) * order_.taps;
+  rows_.resize(static_cast<size_t>(most_blocks_ * 4));
+  tile_.resize(static_cast<size_t>(most_blocks_ * kOutTile));
+  blocks_.reserve(static_cast<size_t>(nonzero));
   for (int64_t slice = 0; slice < plan_.slices; ++slice) {
     for (int64_t first = 0; first < shape.out_channels; first += kOutTile) pack_tile(weight, slice, first);
   }
+  rows_ = {};
+  tile_ = {};
   begin_.push_back(static_cast<uint32_t>(blocks_.size()));
   plan_.blocks = blocks_.data();
   plan_.begin = begin_.data();
   plan_.channel = channel_.data();
 }
 
-std::vector<Int8Block> Packing::blocks_of(const int8_t* weight, int64_t slice, int64_t channel) const {
+int64_t Packing::pack_channel(const int8_t* weight, int64_t slice, Int8Block* blocks) {
   const Conv2dShape& s = plan_.shape;
-  const int64_t taps = s.kernel_height * s.kernel_width;
-  std::vector<Int8Block> blocks;
-  if (channel >= s.out_channels) return blocks;
-  const int64_t first_quad = slice * plan_.slice_quads;
-  for (int64_t quad = first_quad; quad < std::min(first_quad + plan_.slice_quads, plan_.quads); ++quad) {
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const int64_t line = (quad - first_quad) * lines_.lines + lines_.tap_line[tap];
-      Int8Block block{static_cast<uint32_t>(line * lanes_ * 4), {}};
-      for (int64_t c = quad * 4; c < std::min(quad * 4 + 4, s.in_channels); ++c) {
-        block.weight[c % 4] = weight[(channel * s.in_channels + c) * taps + tap];
-      }
-      const auto is_zero = [](int8_t w) { return w == 0; };
-      if (!std::all_of(block.weight, block.weight + 4, is_zero)) blocks.push_back(block);
+  const int64_t first = slice * plan_.slice_quads, quads = std::min(plan_.slice_quads, plan_.quads - first);
+  const int64_t channels = std::min(quads * 4, s.in_channels - first * 4), pitch = quads * 4;
+  if (channels < pitch) std::fill(rows_.begin(), rows_.end(), int8_t{0});
+  channels_last_(order_, weight + first * 4 * order_.taps, channels, pitch, rows_.data());
+  Int8Block* next = blocks;
+  for (int64_t quad = 0; quad < quads; ++quad) {
+    const int8_t* const from = rows_.data() + quad * 4;
+    const uint32_t offset = static_cast<uint32_t>(quad * lines_.lines * lanes_ * 4);
+    for (const Tap& tap : taps_) {
+      // Written in any case and kept if not zero: no branch could be predicted.
+      uint32_t bits;
+      std::memcpy(&bits, from + tap.index * pitch, sizeof bits);
+      next->offset = offset + tap.offset;
+      std::memcpy(next->weight, &bits, sizeof bits);
+      next += bits != 0;
     }
   }
-  std::sort(blocks.begin(), blocks.end(),
-            [](const Int8Block& a, const Int8Block& b) { return a.offset < b.offset; });
-  return blocks;
+  return next - blocks;
 }
 
 void Packing::pack_tile(const int8_t* weight, int64_t slice, int64_t first_channel) {
-  std::vector<std::pair<uint8_t, std::vector<Int8Block>>> channels;
-  for (int64_t i = 0; i < kOutTile; ++i) {
-    channels.emplace_back(static_cast<uint8_t>(i), blocks_of(weight, slice, first_channel + i));
-  }
+  struct Channel {
+    uint8_t index;
+    int64_t blocks;
+  };
+  std::array<Channel, kOutTile> channels;
   const int64_t exist = std::min(kOutTile, plan_.shape.out_channels - first_channel);
+  const int64_t fan_in = plan_.shape.in_channels * order_.taps;
+  for (int64_t i = 0; i < kOutTile; ++i) {
+    int64_t count = 0;
+    if (i < exist) {
+      count = pack_channel(weight + (first_channel + i) * fan_in, slice, tile_.data() + i * most_blocks_);
+    }
+    channels[static_cast<size_t>(i)] = {static_cast<uint8_t>(i), count};
+  }
   std::stable_sort(channels.begin(), channels.begin() + exist,
-                   [](const auto& a, const auto& b) { return a.second.size() > b.second.size(); });
-  for (const auto& [channel, blocks] : channels) {
-    channel_.push_back(channel);
+                   [](const Channel& a, const Channel& b) { return a.blocks > b.blocks; });
+  for (const Channel& channel : channels) {
+    channel_.push_back(channel.index);
     begin_.push_back(static_cast<uint32_t>(blocks_.size()));
-    blocks_.insert(blocks_.end(), blocks.begin(), blocks.end());
+    const Int8Block* const from = tile_.data() + channel.index * most_blocks_;
+    blocks_.insert(blocks_.end(), from, from + channel.blocks);
   }
 }
 
 class BlocksConv2d final : public PackedConv2d {
  public:
-  BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& constants);
+  BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& constants, const std::vector<WeightSums>& sums);
   void run(const Int8ConvImages& images, int64_t row_begin, int64_t row_end) const override {
     run_panels(images, row_begin, row_end, 0, panels());
   }
@@ -219,15 +256,17 @@ class BlocksConv2d final : public PackedConv2d {
   std::unique_ptr<Packing> for_many_, for_few_;
 };
 
-BlocksConv2d::BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& constants)
+BlocksConv2d::BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& constants,
+                           const std::vector<WeightSums>& sums)
     : kernel_(active_int8_blocks_kernel()), epilogue_(constants, round_up(shape.out_channels, kOutTile)) {
-  const int64_t fan_in = shape.in_channels * shape.kernel_height * shape.kernel_width;
+  int64_t nonzero = 0;
   for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
-    epilogue_.set(constants, channel, fan_in, channel);
+    epilogue_.set(constants, channel, sums[static_cast<size_t>(channel)], channel);
+    nonzero += sums[static_cast<size_t>(channel)].nonzero;
   }
   const Int8BlocksFormat format = active_int8_blocks_format()();
   const auto pack = [&](int64_t most_vectors) {
-    return std::make_unique<Packing>(shape, constants.weight, epilogue_.get(), format.lanes,
+    return std::make_unique<Packing>(shape, constants.weight, nonzero, epilogue_.get(), format.lanes,
                                      choose_lines(shape, format, most_vectors));
   };
   positions_together_ = format.max_vectors * format.lanes;
@@ -236,26 +275,13 @@ BlocksConv2d::BlocksConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   if (2 * image_vectors <= for_many_->plan().vectors) for_few_ = pack(image_vectors);
 }
 
-// Whether all values before rounding are in the range of int32, so that only codes need be clamped.
-bool values_fit(const Conv2dShape& s, const Conv2dConstants& constants) {
-  constexpr double kMost = 1 << 30;
-  const int64_t fan_in = s.in_channels * s.kernel_height * s.kernel_width;
-  const double residual = constants.has_residual ? 255.0 * std::abs(constants.residual_multiplier) : 0.0;
-  for (int64_t channel = 0; channel < s.out_channels; ++channel) {
-    double sum = 0;
-    for (int64_t i = 0; i < fan_in; ++i) sum += 255 * std::abs(constants.weight[channel * fan_in + i]);
-    const double value =
-        sum * std::abs(constants.multiplier[channel]) + std::abs(constants.bias[channel]) + residual;
-    if (!(value < kMost)) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 std::unique_ptr<PackedConv2d> pack_blocks(const Conv2dShape& shape, const Conv2dConstants& constants) {
-  if (shape.groups != 1 || (!constants.float_output && !values_fit(shape, constants))) return nullptr;
-  auto packed = std::make_unique<BlocksConv2d>(shape, constants);
+  if (shape.groups != 1) return nullptr;
+  const std::vector<WeightSums> sums = channel_sums(shape, constants.weight);
+  if (!constants.float_output && !values_fit_int32(constants, sums)) return nullptr;  // only codes are clamped
+  auto packed = std::make_unique<BlocksConv2d>(shape, constants, sums);
   if (packed->scratch_bytes() > kMostScratchBytes) return nullptr;
   return packed;
 }

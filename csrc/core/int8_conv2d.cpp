@@ -4,13 +4,19 @@
 #include <cstdlib>
 
 #include "core/int8_packing.h"
-#include "core/int8_weights.h"
 
 namespace pqk {
 
 namespace {
 
 constexpr double kSurelyInt32 = 1 << 30;  // below it float32 rounding cannot lead out of the range of int32
+
+// Of a channel's values before they are rounded.
+double largest_value(const Conv2dConstants& constants, int64_t channel, const WeightSums& sums) {
+  return 255.0 * static_cast<double>(sums.magnitude) * std::abs(constants.multiplier[channel]) +
+         std::abs(constants.bias[channel]) +
+         (constants.has_residual ? 255.0 * std::abs(constants.residual_multiplier) : 0.0);
+}
 
 }  // namespace
 
@@ -28,16 +34,30 @@ PackedEpilogue::PackedEpilogue(const Conv2dConstants& constants, int64_t slots)
                constants.quant_max != 255};
 }
 
-void PackedEpilogue::set(const Conv2dConstants& constants, int64_t channel, int64_t fan_in, int64_t slot) {
-  const WeightSums sums = active_weight_sums()(constants.weight + channel * fan_in, fan_in);
+void PackedEpilogue::set(const Conv2dConstants& constants, int64_t channel, const WeightSums& sums,
+                         int64_t slot) {
   compensation_.data()[slot] = static_cast<int32_t>(-constants.input_zero_point * sums.sum);
   multiplier_.data()[slot] = constants.multiplier[channel];
   bias_.data()[slot] = constants.bias[channel];
-  const double most =
-      255.0 * static_cast<double>(sums.magnitude);  // the largest magnitude of a sum of products
-  const double value = most * std::abs(constants.multiplier[channel]) + std::abs(constants.bias[channel]) +
-                       (constants.has_residual ? 255.0 * std::abs(constants.residual_multiplier) : 0.0);
-  if (!(value < kSurelyInt32)) epilogue_.clamps_high = true;
+  if (!(largest_value(constants, channel, sums) < kSurelyInt32)) epilogue_.clamps_high = true;
+}
+
+std::vector<WeightSums> channel_sums(const Conv2dShape& shape, const int8_t* weight) {
+  const int64_t fan_in = shape.in_channels / shape.groups * shape.kernel_height * shape.kernel_width;
+  std::vector<WeightSums> sums;
+  sums.reserve(static_cast<size_t>(shape.out_channels));
+  WeightSumsKernel* const weight_sums = active_weight_sums();
+  for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
+    sums.push_back(weight_sums(weight + channel * fan_in, fan_in));
+  }
+  return sums;
+}
+
+bool values_fit_int32(const Conv2dConstants& constants, const std::vector<WeightSums>& sums) {
+  for (size_t channel = 0; channel < sums.size(); ++channel) {
+    if (!(largest_value(constants, static_cast<int64_t>(channel), sums[channel]) < kSurelyInt32)) return false;
+  }
+  return true;
 }
 
 std::vector<int8_t> taps_to_channels(const int8_t* weight, Conv2dShape& shape) {

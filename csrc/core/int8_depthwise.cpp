@@ -45,9 +45,10 @@ DepthwiseConv2d::DepthwiseConv2d(const Conv2dShape& shape, const Conv2dConstants
   plan_.windows = (plan_.span + 3) / 4;
   pack_weight(constants.weight, format);
   epilogue_ = std::make_unique<PackedEpilogue>(constants, plan_.blocks * format.lanes * 4);
+  const std::vector<WeightSums> sums = channel_sums(shape, constants.weight);
   for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
     const Place place = place_of(channel, format.lanes);
-    epilogue_->set(constants, channel, shape.kernel_height * shape.kernel_width,
+    epilogue_->set(constants, channel, sums[static_cast<size_t>(channel)],
                    (place.block * 4 + place.vector) * format.lanes + place.lane);
   }
   plan_.epilogue = epilogue_->get();

@@ -46,9 +46,10 @@ Depthwise3x3Conv2d::Depthwise3x3Conv2d(const Conv2dShape& shape, const Conv2dCon
   weight_ = AlignedArray<uint8_t>(plan_.halves * half_bytes);
   plan_.weight = weight_.data();
   epilogue_ = std::make_unique<PackedEpilogue>(constants, plan_.halves * kHalf);
+  const std::vector<WeightSums> sums = channel_sums(shape, constants.weight);
   for (int64_t channel = 0; channel < channels; ++channel) {
     const Place place = place_of(channel, channels);
-    epilogue_->set(constants, channel, kTaps * kTaps,
+    epilogue_->set(constants, channel, sums[static_cast<size_t>(channel)],
                    (place.half * kVectors + place.vector) * kLanes + place.lane);
     for (int64_t kx = 0; kx < kTaps; ++kx) {
       for (int64_t row = 0; row < rows; ++row) {

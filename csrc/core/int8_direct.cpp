@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "core/int8_packing.h"
-#include "core/int8_weights.h"
 
 namespace pqk {
 namespace {
@@ -54,10 +53,11 @@ DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& cons
   plan_.panel = std::min(format.max_panel, panel_tiles(plan_));
   pack_weight(constants.weight, format.weight);
   epilogue_ = std::make_unique<PackedEpilogue>(constants, shape.groups * plan_.tiles * kOutTile);
-  const int64_t fan_in = plan_.group_in * shape.kernel_height * shape.kernel_width;
+  const std::vector<WeightSums> sums = channel_sums(shape, constants.weight);
   for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
     const int64_t group = channel / plan_.group_out;
-    epilogue_->set(constants, channel, fan_in, group * plan_.tiles * kOutTile + channel % plan_.group_out);
+    epilogue_->set(constants, channel, sums[static_cast<size_t>(channel)],
+                   group * plan_.tiles * kOutTile + channel % plan_.group_out);
   }
   plan_.epilogue = epilogue_->get();
 }

@@ -6,8 +6,10 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "core/int8_conv2d_plan.h"
+#include "core/int8_weights.h"
 
 namespace pqk {
 
@@ -45,8 +47,8 @@ class AlignedArray {
 class PackedEpilogue {
  public:
   PackedEpilogue(const Conv2dConstants& constants, int64_t slots);
-  // Puts output channel `channel`, whose weights are `fan_in` numbers, at `slot`.
-  void set(const Conv2dConstants& constants, int64_t channel, int64_t fan_in, int64_t slot);
+  // Puts output channel `channel` with the sums of its weights at `slot`.
+  void set(const Conv2dConstants& constants, int64_t channel, const WeightSums& sums, int64_t slot);
   const Int8Epilogue& get() const { return epilogue_; }
 
  private:
@@ -54,6 +56,11 @@ class PackedEpilogue {
   AlignedArray<float> multiplier_, bias_;
   Int8Epilogue epilogue_;
 };
+
+// Of every output channel's weights.
+std::vector<WeightSums> channel_sums(const Conv2dShape& shape, const int8_t* weight);
+// Whether no value before rounding can lie beyond the range of int32.
+bool values_fit_int32(const Conv2dConstants& constants, const std::vector<WeightSums>& sums);
 
 // Stores the weight of code `i` of a quad for one lane of a vector (or of adjacent vectors, `lanes` in all).
 inline void store_weight(uint8_t* vector, WeightFormat format, int64_t lanes, int64_t lane, int64_t i,

@@ -13,6 +13,7 @@ struct WeightSums {
   int64_t sum = 0;
   int64_t magnitude = 0;  // sum of absolute values
   int64_t nonzero = 0;    // how many are not 0
+  bool lowest = false;    // whether one is -128
 };
 
 // The masks by which vectors put the input channels innermost, for a kernel of `taps` taps.

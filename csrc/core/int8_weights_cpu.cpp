@@ -45,16 +45,18 @@ WeightSums weight_sums(const int8_t* weight, int64_t count) {
   WeightSums sums;
   for (int64_t begin = 0; begin < count; begin += kPiece) {
     const int64_t end = count < begin + kPiece ? count : begin + kPiece;
-    int32_t sum = 0, magnitude = 0, nonzero = 0;
+    int32_t sum = 0, magnitude = 0, nonzero = 0, lowest = 0;
     for (int64_t i = begin; i < end; ++i) {
       const int32_t value = weight[i];
       sum += value;
       magnitude += value < 0 ? -value : value;
       nonzero += value != 0;
+      lowest |= value == INT8_MIN;
     }
     sums.sum += sum;
     sums.magnitude += magnitude;
     sums.nonzero += nonzero;
+    sums.lowest |= lowest != 0;
   }
   return sums;
 }

@@ -2,16 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 
 #include "core/engine/schema.h"
 #include "core/error.h"
+#include "core/int8_weights.h"
 
 namespace pqk::engine {
 namespace {
 
-// |sum| <= 255 * sum |weight|: up to this many products no weights can exceed int32.
-constexpr int64_t kSafeReduction = INT32_MAX / (255 * 127);
 constexpr int64_t kMaxWeightSum = INT32_MAX / 255;
 // Of positions, so that the sum of their codes fits int32.
 constexpr int64_t kMaxWindow = INT32_MAX / 255;
@@ -183,22 +181,25 @@ class Checker {
     }
   }
 
+  // No partial sum of a channel can exceed int32, since |x - zero_point| <= 255.
   void bounded_sums(int64_t reduction) const {
+    WeightSumsKernel* const weight_sums = active_weight_sums();
+    int64_t wrong = -1, magnitude = 0;
     for (int64_t c = 0; c < out_.channels; ++c) {
-      int64_t sum = 0;
-      for (int64_t i = 0; i < reduction; ++i) sum += std::abs(int{node_.weight[c * reduction + i]});
-      if (sum <= kMaxWeightSum) continue;
-      fail("E_QPARAM", "tensors.weight[" + std::to_string(c) + "]",
-           "sum |weight| of at most " + std::to_string(kMaxWeightSum) + ", so that sums fit int32",
-           std::to_string(sum));
+      const WeightSums sums = weight_sums(node_.weight + c * reduction, reduction);
+      if (sums.lowest) fail("E_QPARAM", "tensors.weight", "codes from -127 to 127", "-128");
+      if (wrong >= 0 || sums.magnitude <= kMaxWeightSum) continue;
+      wrong = c;
+      magnitude = sums.magnitude;
     }
+    if (wrong < 0) return;
+    fail("E_QPARAM", "tensors.weight[" + std::to_string(wrong) + "]",
+         "sum |weight| of at most " + std::to_string(kMaxWeightSum) + ", so that sums fit int32",
+         std::to_string(magnitude));
   }
 
-  void accumulation(int64_t reduction, int64_t weights) const {
-    if (std::find(node_.weight, node_.weight + weights, int8_t{-128}) != node_.weight + weights) {
-      fail("E_QPARAM", "tensors.weight", "codes from -127 to 127", "-128");
-    }
-    if (reduction > kSafeReduction) bounded_sums(reduction);
+  void accumulation(int64_t reduction) const {
+    bounded_sums(reduction);
     channel_scales();
     input_codes(0);
     const bool floats = out_.dtype == DType::kF32;
@@ -235,7 +236,7 @@ class Checker {
     tensor_size("weight", 1, in_.channels / a.groups);
     shape_is(3, w[0], window_count(0, in_.height, w[2], a.dilation[0]),
              window_count(1, in_.width, w[3], a.dilation[1]));
-    accumulation(w[1] * w[2] * w[3], w[0] * w[1] * w[2] * w[3]);
+    accumulation(w[1] * w[2] * w[3]);
   }
 
   void linear() const {
@@ -243,7 +244,7 @@ class Checker {
     tensor_size("weight", 1, in_.channels);
     const int64_t features = raw_.tensors.at("weight").shape[0];
     shape_is(1, features, 1, 1);
-    accumulation(in_.channels, features * in_.channels);
+    accumulation(in_.channels);
   }
 
   void add() const {
