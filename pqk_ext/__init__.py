@@ -25,6 +25,8 @@ _EXPORTS = {
     "build_info": "pqk_ext._build_info",
     "PQKConfig": "pqk_ext.config",
     "prepare": "pqk_ext.preparation",
+    "coded_size": "pqk_ext.entropy",
+    "coded_sizes": "pqk_ext.entropy",
     "export": "pqk_ext.deploy",
     "assert_parity": "pqk_ext.deploy",
     "fit": "pqk_ext.training",
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from pqk_ext._build_info import build_info
     from pqk_ext.config import PQKConfig
     from pqk_ext.deploy import assert_parity, export
+    from pqk_ext.entropy import coded_size, coded_sizes
     from pqk_ext.errors import DataError, FormatError
     from pqk_ext.preparation import prepare
     from pqk_ext.training import fit

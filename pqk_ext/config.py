@@ -101,6 +101,8 @@ class PQKConfig:
         step_size: in phase 2 the quantizers' step sizes go on learning, or stay.
         step_size_lr_factor: learning rate of the step sizes, as a multiple of the weights'.
         teacher: ``False`` makes phase 2 plain continued training: the control arm of the method.
+        size_penalty: what a kilobyte (1000 bytes) of coded weights costs, in units of the loss: ``size_penalty / 1000``
+            times :func:`pqk_ext.coded_size` is added to the loss of each quantized step. 0 adds nothing.
     """
 
     sparsity: float = _number(0.9, 0, 1, open_high=True)
@@ -133,6 +135,7 @@ class PQKConfig:
     step_size: Literal["learn", "freeze"] = _choice("learn", "freeze")
     step_size_lr_factor: float = _number(0.01, 0)
     teacher: bool = _flag(True)
+    size_penalty: float = _number(0.0, 0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pqk_ext.config import PQKConfig
 from pqk_ext.distill.kl import kl
+from pqk_ext.entropy import coded_size
 from pqk_ext.nn import ActivationQuantizer, PQKLayer, Role
 from pqk_ext.nn.batch_norm import RoleBatchNorm
 from pqk_ext.prune import compute_masks, cubic_sparsity
@@ -95,7 +96,10 @@ class PQKController(nn.Module):
         return [layer for layer in self.layers() if layer.prunable]
 
     def metrics(self) -> dict[str, float]:
-        """Parts of the last loss (``loss``, ``student_ce``, ``kd``, ``teacher_ce``), sparsity and phase."""
+        """Parts of the last loss (``loss``, ``student_ce``, ``kd``, ``teacher_ce``), sparsity and phase.
+
+        With a size penalty also ``coded_kb``: the estimate that it is taken of.
+        """
         parts = {name: float(value) for name, value in self._metrics.items()}
         return {**parts, "sparsity": self.sparsity, "phase": float(self.phase)}
 
@@ -125,7 +129,8 @@ class PQKController(nn.Module):
 
         Returns:
             A scalar. Phase 1: the student's task loss. Phase 2: task losses of student and teacher and the
-            distillation loss; with disjoint routing each moves its own weights only.
+            distillation loss; with disjoint routing each moves its own weights only. Both add ``config.size_penalty``
+            for each kB of :func:`pqk_ext.coded_size`, which moves the student's weights and step sizes.
 
         Raises:
             RuntimeError: the model is in evaluation mode, which gives no gradients.
@@ -138,6 +143,15 @@ class PQKController(nn.Module):
             loss = criterion(self._model.run(x, Role.FLOAT, observe=observe), y)
             self._metrics = {"loss": loss.detach(), "student_ce": loss.detach()}
             return loss
+        loss = self._quantized_loss(x, y, criterion)
+        if self.config.size_penalty == 0:
+            return loss
+        kilobytes = coded_size(self._model) / 1000
+        loss = loss + self.config.size_penalty * kilobytes
+        self._metrics |= {"loss": loss.detach(), "coded_kb": kilobytes.detach()}
+        return loss
+
+    def _quantized_loss(self, x: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         random_state = torch.get_rng_state()
         student = self._model.run(x, Role.STUDENT)
         student_ce = criterion(student, y)

@@ -51,6 +51,9 @@ BAD_VALUES = [
     ("kl_direction", "both"),
     ("step_size_lr_factor", math.nan),
     ("teacher", "yes"),
+    ("size_penalty", -0.1),
+    ("size_penalty", math.inf),
+    ("size_penalty", "1"),
 ]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pqk_ext.nn.roles import Role
 from pqk_ext.ops.fake_quantize import fake_quantize
+from pqk_ext.ops.soft_histogram import soft_histogram
 from pqk_ext.quant import SMALLEST_SCALE, per_channel_scale
 
 __all__ = ["PQKConv2d", "PQKLayer", "PQKLinear", "Sharing"]
@@ -83,7 +84,6 @@ class PQKLayer(nn.Module):
 
     def student_weight(self) -> Tensor:
         """Fake-quantized important weights, exactly 0 elsewhere; the gradient reaches important weights only."""
-        factor = 1.0 / math.sqrt(max(1, self.weight[0].numel()) * self.weight_quant_max)
         return fake_quantize(
             self.weight,
             self.weight_scale,
@@ -92,8 +92,22 @@ class PQKLayer(nn.Module):
             quant_max=self.weight_quant_max,
             axis=0,
             mask=self.weight_mask if self.prunable else None,
-            grad_scale=factor,
+            grad_scale=self._scale_factor(),
         )
+
+    def weight_histogram(self) -> Tensor:
+        """How many weights each code ``-weight_quant_max..weight_quant_max`` has, softly; with gradients."""
+        return soft_histogram(
+            self.weight,
+            self.weight_scale,
+            quant_max=self.weight_quant_max,
+            mask=self.weight_mask if self.prunable else None,
+            grad_scale=self._scale_factor(),
+        )
+
+    def _scale_factor(self) -> float:
+        """On every gradient of the step sizes, which would else be far larger than those of the weights (LSQ)."""
+        return 1.0 / math.sqrt(max(1, self.weight[0].numel()) * self.weight_quant_max)
 
     def teacher_weight(self) -> Tensor:
         """All weights. With disjoint routing the gradient reaches unimportant weights only."""
