@@ -48,6 +48,7 @@ std::vector<int64_t> to_ints(const py::handle& object, const std::string& field,
 RawAttribute to_attribute(const py::handle& object, const std::string& field) {
   if (PyFloat_Check(object.ptr())) return PyFloat_AS_DOUBLE(object.ptr());
   if (PyLong_Check(object.ptr())) return to_int(object, field, "E_GRAPH_ATTR");
+  if (PyUnicode_Check(object.ptr())) return object.cast<std::string>();
   return to_ints(object, field, "E_GRAPH_ATTR");
 }
 

@@ -1,4 +1,4 @@
-// The integer graph of a .pqk file, checked. pqk_ext/runtime/graph.py states what every operator computes.
+// The graph of a .pqk file, checked. pqk_ext/runtime/graph.py states what every operator computes.
 //
 // A Graph is made from RawNodes, which hold whatever came from outside; everything the engine later relies on
 // is checked on the way, and what breaks a rule throws pqk::FormatError with one of the codes E_ENUM,
@@ -7,10 +7,13 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <string>
 #include <variant>
 #include <vector>
+
+#include "core/float_map.h"
 
 namespace pqk::engine {
 
@@ -31,7 +34,18 @@ enum class Op {
   kPad,
   kDequantize,
   kSoftmax,
+  // Float codebooks: float32 in and out.
+  kFloatConv2d,
+  kFloatLinear,
+  kFloatAdd,
+  kFloatAffine,
+  kFloatMaxPool2d,
+  kFloatAvgPool2d,
+  kFloatAdaptiveAvgPool2d,
+  kFloatMap,
 };
+
+inline bool is_float_op(Op op) { return op >= Op::kFloatConv2d; }
 
 enum class DType { kU8, kF32 };
 
@@ -41,7 +55,7 @@ struct RawTensor {
   std::vector<int64_t> shape;
   const void* data;
 };
-using RawAttribute = std::variant<int64_t, double, std::vector<int64_t>>;
+using RawAttribute = std::variant<int64_t, double, std::vector<int64_t>, std::string>;
 struct RawValue {
   std::vector<int64_t> shape;
   std::string dtype;
@@ -85,6 +99,10 @@ struct Attributes {
   float multiplier = 0, bias = 0;
   float multiplier_a = 0, multiplier_b = 0;
   float residual_multiplier = 0;
+  int64_t zero = 0;  // index of the codebook that code 0 stands for
+  float clamp_min = -std::numeric_limits<float>::infinity();
+  float clamp_max = std::numeric_limits<float>::infinity();
+  FloatMap function = FloatMap::kRelu;
 };
 
 struct Node {
@@ -93,9 +111,11 @@ struct Node {
   std::vector<int> inputs;
   Value value;
   Attributes attributes;
-  const int8_t* weight = nullptr;       // conv2d [O, I / groups, KH, KW], linear [O, I]
-  const float* multiplier = nullptr;    // conv2d, linear, affine: [C]
-  const float* bias = nullptr;          // conv2d, linear, affine: [C]
+  const int8_t* weight = nullptr;     // conv2d [O, I / groups, KH, KW], linear [O, I]; also float_...
+  const float* multiplier = nullptr;  // conv2d, linear, affine: [C]; also float_...
+  const float* bias = nullptr;        // as the multiplier
+  const float* codebook = nullptr;    // float_conv2d, float_linear: [codebook_size]
+  int64_t codebook_size = 0;
   const uint8_t* zero_point = nullptr;  // affine: [C]
   const uint8_t* table = nullptr;       // lookup: [256]
 };

@@ -31,12 +31,17 @@ Layout::Layout(const Graph& graph) : graph_(graph) {
   placed_.resize(values);
   images_.resize(values);
   floats_.resize(values);
+  imported_.resize(values);
+  imports_.resize(values);
   buffer_of_.assign(values, -1);
+  import_buffer_of_.assign(values, -1);
   find_views();
   find_borders_and_uses();
   find_hosts();
+  find_imports();
   const Value& input = graph.input();
   floats_[0] = {FloatSlot::Memory::kInput, 0, input.pixels(), input.width, 1};
+  if (imports_[0]) import_buffer_of_[0] = allocate(float_buffer(0, borders_[0], imported_[0]), 0, 0);
   for (int value = 1; value < static_cast<int>(values); ++value) {
     if (is_view(value)) continue;
     if (graph_.value(value).dtype == DType::kF32) {
@@ -49,12 +54,14 @@ Layout::Layout(const Graph& graph) : graph_(graph) {
 }
 
 // A flatten needs no copy when the order of its elements in memory is right, or when only linear layers read
-// it: these take the image itself, as convolutions with a kernel of the image's size.
+// it: these take the image itself, as convolutions with a kernel of the image's size. The graph's input lies in
+// the right order; a linear layer that reads it has its NHWC copy.
 bool Layout::flatten_is_view(const Node& node, int value) const {
   const int input = node.inputs[0];
   const bool last = value == static_cast<int>(graph_.nodes().size());
   if (node.value.dtype == DType::kF32) {
-    return root_[input] == 0 ? !last : graph_.value(input).pixels() == 1;
+    if (root_[input] == 0) return !last;
+    return graph_.value(input).pixels() == 1 || (only_linear_[value] && !last);
   }
   return graph_.value(input).pixels() == 1 || only_linear_[value];
 }
@@ -63,7 +70,8 @@ void Layout::find_views() {
   only_linear_.assign(root_.size(), true);
   for (const Node& node : graph_.nodes()) {
     for (size_t slot = 0; slot < node.inputs.size(); ++slot) {
-      if (node.op != Op::kLinear || slot != 0) only_linear_[node.inputs[slot]] = false;
+      const bool linear = node.op == Op::kLinear || node.op == Op::kFloatLinear;
+      if (!linear || slot != 0) only_linear_[node.inputs[slot]] = false;
     }
   }
   root_[0] = 0;
@@ -78,7 +86,7 @@ void Layout::find_borders_and_uses() {
   for (int index = 0; index < static_cast<int>(graph_.nodes().size()); ++index) {
     const Node& node = graph_.nodes()[index];
     for (const int input : node.inputs) last_use_[root_[input]] = index;
-    if (node.op != Op::kConv2d) continue;
+    if (node.op != Op::kConv2d && node.op != Op::kFloatConv2d) continue;
     Border& border = borders_[root_[node.inputs[0]]];
     const int64_t* padding = node.attributes.padding;
     border.top = std::max(border.top, padding[0]);
@@ -99,12 +107,12 @@ bool Layout::can_be_hosted(int value, int64_t channel) const {
 void Layout::find_hosts() {
   const int values = static_cast<int>(root_.size());
   for (const Node& node : graph_.nodes()) {
-    if (node.op != Op::kConcat) continue;
+    if (node.op != Op::kConcat || node.value.dtype != DType::kU8) continue;
     for (const int input : node.inputs) ++concat_uses_[root_[input]];
   }
   for (int value = 1; value < values; ++value) {
     const Node& node = graph_.nodes()[value - 1];
-    if (node.op != Op::kConcat) continue;
+    if (node.op != Op::kConcat || node.value.dtype != DType::kU8) continue;
     int64_t channel = 0;
     for (const int input : node.inputs) {
       if (can_be_hosted(input, channel)) hosts_[input] = {value, channel};
@@ -124,23 +132,51 @@ void Layout::find_hosts() {
   }
 }
 
+void Layout::find_imports() {
+  for (const Node& node : graph_.nodes()) {
+    const bool moves = node.op == Op::kConcat || node.op == Op::kSlice || node.op == Op::kPad;
+    for (const int input : node.inputs) {
+      if (graph_.value(input).dtype != DType::kF32 || !(is_float_op(node.op) || moves)) continue;
+      const int root = root_[input];
+      const bool dense_only = root > 0 && graph_.nodes()[root - 1].op == Op::kConv2d;
+      if (root == 0 || (dense_only && borders_[root].any())) imports_[root] = true;
+    }
+  }
+}
+
+// Sets what it can of the slot.
+Layout::Buffer Layout::float_buffer(int value, const Border& border, FloatSlot& slot) const {
+  const Value& shape = graph_.value(value);
+  Buffer buffer{};
+  buffer.border = border;
+  buffer.height = shape.height;
+  buffer.width = shape.width;
+  buffer.pixel_stride = 4 * shape.channels;
+  const int64_t row_bytes = checked_product(shape.width + border.left + border.right, buffer.pixel_stride);
+  buffer.bytes = checked_product(shape.height + border.top + border.bottom, row_bytes);
+  slot.row_stride = row_bytes / 4;
+  slot.pixel_stride = shape.channels;
+  return buffer;
+}
+
+// float32 results are NHWC, but for those of `dequantize`, which go to any place.
 void Layout::place_floats(int value, int node) {
   const Value& shape = graph_.value(value);
+  const Op op = graph_.nodes()[value - 1].op;
   FloatSlot& slot = floats_[value];
-  slot.channel_stride = 1;
-  slot.row_stride = shape.width * shape.channels;
-  slot.pixel_stride = shape.channels;
   if (root_.back() == value) {
-    // A convolution writes dense NHWC only.
-    reorders_output_ = graph_.nodes()[value - 1].op == Op::kConv2d && shape.pixels() > 1;
+    // The caller's memory has no border for those that read one before the end.
+    reorders_output_ = (op != Op::kDequantize && shape.pixels() > 1) || borders_[value].any();
     if (!reorders_output_) {
       slot = {FloatSlot::Memory::kOutput, 0, shape.pixels(), shape.width, 1};
+      if (shape.pixels() == 1) slot.row_stride = slot.pixel_stride = shape.channels;
       return;
     }
   }
-  Buffer buffer{};
-  buffer.bytes = 4 * shape.numel();
-  buffer_of_[value] = allocate(buffer, value, node);
+  buffer_of_[value] =
+      allocate(float_buffer(value, imports_[value] ? Border{} : borders_[value], slot), value, node);
+  if (!imports_[value]) return;
+  import_buffer_of_[value] = allocate(float_buffer(value, borders_[value], imported_[value]), value, node);
 }
 
 // `node` is the one whose result is about to be written: for a host, that of the first value in it.
@@ -220,6 +256,9 @@ void Layout::arrange() {
     const int64_t offset = offsets[static_cast<size_t>(buffer_of_[value])];
     images_[value].offset += offset;
     floats_[value].offset = offset;
+  }
+  for (size_t value = 0; value < buffer_of_.size(); ++value) {
+    if (imports_[value]) imported_[value].offset = offsets[static_cast<size_t>(import_buffer_of_[value])];
   }
 }
 

@@ -3,14 +3,17 @@
 // Codes are NHWC images in one block of memory (the arena), each with the border that its convolutions read,
 // filled with the zero point once: nothing ever writes there. Values of the same geometry and zero point, and
 // all values without a border, take turns in a buffer. Where it can be, the inputs of a concatenation are
-// written where they belong in its image. float32 values are dense NHWC in the arena, but for the graph's input
-// and output, which lie with the caller as NCHW.
+// written where they belong in its image. float32 values are NHWC in the arena, with a border of zeros where a
+// float convolution reads one, but for the graph's input and output, which lie with the caller as NCHW. Where
+// float operators read the graph's input, or a bordered image of an integer convolution, which writes dense
+// ones, they read a copy (an import).
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "core/engine/graph.h"
+#include "core/float_image.h"
 #include "core/int8_conv2d.h"
 #include "core/quantize_image.h"
 
@@ -58,6 +61,16 @@ struct FloatSlot {
     return memory == Memory::kOutput ? frame.output_step
                                      : frame.arena_step / static_cast<int64_t>(sizeof(float));
   }
+  // Of a slot whose channels are adjacent.
+  NhwcImage image(const Frame& frame) const {
+    const FloatImage image = at(frame);
+    return {image.data, row_stride, pixel_stride};
+  }
+  ConstNhwcImage read_image(const Frame& frame) const { return {read(frame).data, row_stride, pixel_stride}; }
+  // Floats from an image of the frame to the next, of a slot that is read.
+  int64_t read_step(const Frame& frame) const {
+    return memory == Memory::kInput ? frame.input_step : step(frame);
+  }
   ConstFloatImage read(const Frame& frame) const {
     const float* data = memory == Memory::kInput ? frame.input : at(frame).data;
     return {data, channel_stride, row_stride, pixel_stride};
@@ -77,6 +90,10 @@ class Layout {
 
   const ImageSlot& image(int value) const { return images_[root_[value]]; }
   FloatSlot floats(int value) const;
+  // What float operators read of a value: NHWC, with the border that they ask for.
+  FloatSlot float_image(int value) const { return imports(value) ? imported_[value] : floats(value); }
+  // float_image is a copy of floats.
+  bool imports(int value) const { return imports_[value]; }
   // A flatten that costs nothing: its value is its input's memory, seen otherwise.
   bool is_view(int value) const { return root_[value] != value; }
   // The (C, H, W) value behind a view, or the value itself.
@@ -101,7 +118,7 @@ class Layout {
   };
   struct Buffer {
     Border border;
-    int64_t height, width, pixel_stride;  // 0 for float32 values, which have bytes only
+    int64_t height, width, pixel_stride;  // in bytes
     int64_t bytes;
     int zero_point;
     int free_from;  // node index
@@ -111,7 +128,9 @@ class Layout {
   void find_borders_and_uses();
   void find_hosts();
   bool can_be_hosted(int value, int64_t channel) const;
+  void find_imports();
   void place_floats(int value, int node);
+  Buffer float_buffer(int value, const Border& border, FloatSlot& slot) const;
   void place_image(int value, int node);
   static bool can_share(const Buffer& a, const Buffer& b);
   int allocate(Buffer wanted, int value, int node);
@@ -127,9 +146,11 @@ class Layout {
   std::vector<Host> hosts_, tops_;  // tops: the outermost host, or the value itself
   std::vector<bool> placed_;
   std::vector<ImageSlot> images_;
-  std::vector<FloatSlot> floats_;
+  std::vector<FloatSlot> floats_, imported_;
+  std::vector<bool> imports_;
   std::vector<Buffer> buffers_;
   std::vector<int> buffer_of_;  // values with memory of the arena
+  std::vector<int> import_buffer_of_;
   int64_t buffer_bytes_ = 0;
   std::vector<Fill> fills_;
   int64_t arena_bytes_ = 0;

@@ -16,7 +16,8 @@ constexpr int64_t kArenasBytes = 64 << 20;  // of all images of a frame
 
 // A power of two, so that neighbouring layers that differ little are computed for the same images.
 int64_t images_together(const Graph& graph, const Node& node, int64_t most) {
-  const int64_t bytes = graph.value(node.inputs[0]).numel() + node.value.numel();
+  const int64_t bytes =
+      (is_float_op(node.op) ? 4 : 1) * (graph.value(node.inputs[0]).numel() + node.value.numel());
   int64_t images = 1;
   while (images * 2 <= most && images * 2 * bytes <= kTogetherBytes) images *= 2;
   return images;
@@ -24,6 +25,9 @@ int64_t images_together(const Graph& graph, const Node& node, int64_t most) {
 
 std::unique_ptr<Step> make_step(const StepContext& context) {
   switch (context.node.op) {
+    case Op::kFloatConv2d:
+    case Op::kFloatLinear:
+      return make_float_conv_step(context);
     case Op::kConv2d:
     case Op::kLinear:
       return make_conv_step(context);
@@ -37,7 +41,7 @@ std::unique_ptr<Step> make_step(const StepContext& context) {
     case Op::kPad:
       return make_move_step(context);
     default:
-      return make_map_step(context);
+      return is_float_op(context.node.op) ? make_float_step(context) : make_map_step(context);
   }
 }
 
@@ -51,11 +55,13 @@ Plan::Plan(const Graph& graph, const KernelOptions& options)
   group_ = std::clamp<int64_t>(kArenasBytes / std::max<int64_t>(1, arena_bytes_), 1, kMostImages);
   KernelChooser chooser(options);
   const int values = static_cast<int>(graph.nodes().size());
+  if (layout.imports(0)) add_step(make_import_step(graph, layout, 0), "input", 1);
   for (int value = 1; value <= values; ++value) {
     if (layout.is_view(value)) continue;
     const Node& node = graph.nodes()[value - 1];
     const int64_t images = images_together(graph, node, group_);
     add_step(make_step({graph, layout, node, value, images, chooser}), node.name, images);
+    if (layout.imports(value)) add_step(make_import_step(graph, layout, value), node.name, 1);
   }
   if (layout.reorders_output()) {
     add_step(make_output_step({graph, layout, graph.nodes().back(), values, 1, chooser}), "output", 1);

@@ -34,6 +34,10 @@ const std::vector<AttributeField>& attribute_fields() {
       {"multiplier_a", Kind::kFloat, 0, offsetof(Attributes, multiplier_a), 0, 0},
       {"multiplier_b", Kind::kFloat, 0, offsetof(Attributes, multiplier_b), 0, 0},
       {"residual_multiplier", Kind::kFloat, 0, offsetof(Attributes, residual_multiplier), 0, 0},
+      {"zero", Kind::kInt, 1, offsetof(Attributes, zero), 0, kMaxCodebook - 1},
+      {"clamp_min", Kind::kFloat, 0, offsetof(Attributes, clamp_min), 0, 0},
+      {"clamp_max", Kind::kFloat, 0, offsetof(Attributes, clamp_max), 0, 0},
+      {"function", Kind::kFunction, 1, offsetof(Attributes, function), 0, 0},
   };
   return fields;
 }
@@ -70,6 +74,24 @@ const std::vector<OpSchema>& schemas() {
       {"pad", 1, 1, {"before", "after"}, {}, {}},
       {"dequantize", 1, 1, {}, {}, {}},
       {"softmax", 1, 1, {}, {}, {}},
+      {"float_conv2d",
+       1,
+       2,
+       {"stride", "padding", "dilation", "groups", "zero", "clamp_min", "clamp_max"},
+       {"weight", "codebook", "multiplier", "bias"},
+       {"clamp_min", "clamp_max"}},
+      {"float_linear",
+       1,
+       2,
+       {"zero", "clamp_min", "clamp_max"},
+       {"weight", "codebook", "multiplier", "bias"},
+       {"clamp_min", "clamp_max"}},
+      {"float_add", 2, 2, {"clamp_min", "clamp_max"}, {}, {"clamp_min", "clamp_max"}},
+      {"float_affine", 1, 1, {"clamp_min", "clamp_max"}, {"multiplier", "bias"}, {"clamp_min", "clamp_max"}},
+      {"float_max_pool2d", 1, 1, {"kernel", "stride", "padding", "dilation"}, {}, {}},
+      {"float_avg_pool2d", 1, 1, {"kernel", "stride", "padding", "count_include_pad"}, {}, {}},
+      {"float_adaptive_avg_pool2d", 1, 1, {"output_size"}, {}, {}},
+      {"float_map", 1, 1, {"function"}, {}, {}},
   };
   return list;
 }
@@ -84,7 +106,7 @@ bool contains(const std::vector<const char*>& names, const std::string& name) {
 }
 
 const char* kind_of(const RawAttribute& value) {
-  static const char* const kinds[] = {"an integer", "a real number", "a list"};
+  static const char* const kinds[] = {"an integer", "a real number", "a list", "a text"};
   return kinds[value.index()];
 }
 
@@ -114,6 +136,12 @@ void store_attribute(const AttributeField& field, const std::string& where, cons
       fail("E_QPARAM", where, "a finite number of bounded magnitude", std::to_string(number));
     }
     *reinterpret_cast<float*>(to) = static_cast<float>(number);
+  } else if (field.kind == AttributeField::Kind::kFunction) {
+    const std::string* text = std::get_if<std::string>(&value);
+    if (text == nullptr) fail("E_GRAPH_ATTR", where, "a text", kind_of(value));
+    const auto function = float_map_by_name(*text);
+    if (!function) fail("E_ENUM", where, "a function of the format", "'" + *text + "'");
+    *reinterpret_cast<FloatMap*>(to) = *function;
   } else if (field.kind == AttributeField::Kind::kInt) {
     const int64_t* whole = std::get_if<int64_t>(&value);
     if (whole == nullptr) fail("E_GRAPH_ATTR", where, "an integer", kind_of(value));
@@ -152,10 +180,14 @@ void parse_tensors(const RawNode& raw, const OpSchema& schema, const std::string
   }
   for (const std::string name : schema.tensors) {
     if (name == "weight") {
-      const size_t rank = node.op == Op::kConv2d ? 4 : 2;
+      const size_t rank = node.op == Op::kConv2d || node.op == Op::kFloatConv2d ? 4 : 2;
       const RawTensor& weight = tensor_of(raw, label, "weight", "i8", rank);
       node.weight = static_cast<const int8_t*>(weight.data);
       if (rank == 4) std::copy(weight.shape.begin() + 2, weight.shape.end(), node.attributes.kernel);
+    } else if (name == "codebook") {
+      const RawTensor& codebook = tensor_of(raw, label, "codebook", "f32", 1);
+      node.codebook = static_cast<const float*>(codebook.data);
+      node.codebook_size = codebook.shape[0];
     } else if (name == "multiplier") {
       node.multiplier = static_cast<const float*>(tensor_of(raw, label, "multiplier", "f32", 1).data);
     } else if (name == "bias") {

@@ -8,9 +8,10 @@ namespace pqk::engine {
 // Keep every float32 expression of the formulas finite, as |accumulator| < 2^31.
 inline constexpr double kMaxMultiplier = 0x1p64;
 inline constexpr double kMaxBias = 0x1p96;
+inline constexpr int64_t kMaxCodebook = 256;  // entries; a weight is an int8 code
 
 struct AttributeField {
-  enum class Kind { kInt, kInts, kFloat };
+  enum class Kind { kInt, kInts, kFloat, kFunction };
   const char* name;
   Kind kind;
   int count;      // of integers

@@ -90,17 +90,27 @@ struct StepContext {
   ImageSlot in_image(size_t slot = 0) const { return layout.image(node.inputs[slot]); }
   ImageSlot out_image() const { return layout.image(value); }
   FloatSlot in_floats() const { return layout.floats(node.inputs[0]); }
+  FloatSlot in_float_image(size_t slot = 0) const { return layout.float_image(node.inputs[slot]); }
   FloatSlot out_floats() const { return layout.floats(value); }
   int32_t quant_min() const { return static_cast<int32_t>(node.attributes.quant_min); }
   int32_t quant_max() const { return static_cast<int32_t>(node.attributes.quant_max); }
 };
 
+// A linear layer is a convolution whose kernel is the whole image; see steps_conv.cpp.
+Conv2dShape linear_shape(const Value& in, const Node& node);
+Conv2dShape conv_shape(const Value& in, const Node& node);
+
 // Kernels are those of the instruction set in use now. Null where nothing is left to do.
 std::unique_ptr<Step> make_conv_step(const StepContext& context);  // conv2d and linear
 std::unique_ptr<Step> make_map_step(
     const StepContext& context);  // quantize, add, affine, lookup, dequantize, softmax
-std::unique_ptr<Step> make_pool_step(const StepContext& context);  // the three pools
-std::unique_ptr<Step> make_move_step(const StepContext& context);  // concat, flatten, slice, pad
+std::unique_ptr<Step> make_pool_step(const StepContext& context);        // the three pools
+std::unique_ptr<Step> make_move_step(const StepContext& context);        // concat, flatten, slice, pad
+std::unique_ptr<Step> make_float_conv_step(const StepContext& context);  // float_conv2d and float_linear
+std::unique_ptr<Step> make_float_step(const StepContext& context);       // the other operators float_...
+std::unique_ptr<Step> make_float_move_step(const StepContext& context);  // concat, slice, pad of floats
+// Copies a value to where float operators read it (Layout::imports); says where the graph's input has a NaN.
+std::unique_ptr<Step> make_import_step(const Graph& graph, const Layout& layout, int value);
 // Puts the dense NHWC output in NCHW order.
 std::unique_ptr<Step> make_output_step(const StepContext& context);
 

@@ -2,7 +2,6 @@
 #include "core/int8_conv2d.h"
 
 namespace pqk::engine {
-namespace {
 
 // A linear layer is a convolution whose kernel is the whole image: 1 x 1, or what was flattened. Its weight
 // columns, C slowest, are then the weight of that convolution as they are.
@@ -41,6 +40,8 @@ Conv2dShape conv_shape(const Value& in, const Node& node) {
   shape.pad_right = a.padding[3];
   return shape;
 }
+
+namespace {
 
 Conv2dConstants constants_of(const StepContext& context) {
   const Node& node = context.node;

@@ -15,10 +15,13 @@ std::unique_ptr<Step> quantize(const StepContext& context) {
   const Value& out = context.out();
   const QuantizeImageParams params{out.channels,   out.height,          out.width,          1.0f / out.scale,
                                    out.zero_point, context.quant_min(), context.quant_max()};
+  // A NaN that float operators made of large numbers is none of the caller's: it gets quant_min.
+  const bool tells = context.layout.source(context.node.inputs[0]) == 0;
   return step_of("quantize", out.height, 4 * out.numel(), kBytesPerThread,
-                 [kernel = active_quantize_image_kernel(), params, input = context.in_floats(),
+                 [kernel = active_quantize_image_kernel(), params, tells, input = context.in_floats(),
                   output = context.out_image()](const Frame& frame, int64_t begin, int64_t end) {
-                   return kernel(params, input.read(frame), output.at(frame), begin, end);
+                   const int64_t nan = kernel(params, input.read(frame), output.at(frame), begin, end);
+                   return tells ? nan : int64_t{-1};
                  });
 }
 

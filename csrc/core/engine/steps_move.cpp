@@ -90,10 +90,13 @@ std::unique_ptr<Step> reorder_floats(const Value& shape, const FloatSlot& input,
 std::unique_ptr<Step> make_move_step(const StepContext& context) {
   switch (context.node.op) {
     case Op::kConcat:
+      if (context.out().dtype == DType::kF32) return make_float_move_step(context);
       return concat(context);
     case Op::kSlice:
+      if (context.out().dtype == DType::kF32) return make_float_move_step(context);
       return slice(context);
     case Op::kPad:
+      if (context.out().dtype == DType::kF32) return make_float_move_step(context);
       return pad(context);
     default:
       if (context.out().dtype == DType::kU8) return flatten_codes(context);

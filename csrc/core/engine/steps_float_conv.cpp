@@ -1,0 +1,65 @@
+#include "core/engine/steps.h"
+#include "core/float_conv2d.h"
+
+namespace pqk::engine {
+namespace {
+
+// Parts [begin, end) of one image's output, counted through the rows of panel after panel.
+void run_parts(const PackedFloatConv2d& packed, const FloatConvImages& images, int64_t rows, int64_t begin,
+               int64_t end) {
+  while (begin < end) {
+    const int64_t panel = begin / rows, row = begin % rows, panels = (end - begin) / rows;
+    if (row == 0 && panels > 0) {
+      packed.run(images, 0, rows, panel, panel + panels);
+      begin += panels * rows;
+    } else {
+      const int64_t last = std::min(rows, row + end - begin);
+      packed.run(images, row, last, panel, panel + 1);
+      begin += last - row;
+    }
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Step> make_float_conv_step(const StepContext& context) {
+  const Node& node = context.node;
+  const int source = context.layout.source(node.inputs[0]);
+  const Value& in = context.graph.value(source);
+  const Conv2dShape shape = node.op == Op::kFloatConv2d ? conv_shape(in, node) : linear_shape(in, node);
+  const FloatConv2dConstants constants{node.weight,
+                                       node.codebook + node.attributes.zero,
+                                       node.multiplier,
+                                       node.bias,
+                                       node.attributes.clamp_min,
+                                       node.attributes.clamp_max};
+  const std::shared_ptr<const PackedFloatConv2d> packed = pack_float_conv2d(shape, constants, "");
+  const int64_t products =
+      node.value.numel() * (shape.in_channels / shape.groups) * shape.kernel_height * shape.kernel_width;
+  const bool residual = node.inputs.size() == 2;
+  const int64_t rows = packed->divides_rows() ? shape.out_height : 1;
+  std::unique_ptr<Step> step = batch_step_of(
+      packed->kernel_name(), rows * packed->panels(), products, kProductsPerThread,
+      [packed, residual, rows, height = shape.out_height, input = context.layout.float_image(source),
+       other = residual ? context.in_float_image(1) : FloatSlot{},
+       output = context.out_floats()](const Frame& frame, int64_t begin, int64_t end) {
+        FloatConvImages images{input.read_image(frame), {}, output.image(frame)};
+        if (residual) images.residual = other.read_image(frame);
+        images.count = frame.images;
+        images.input_step = input.read_step(frame);
+        images.residual_step = other.read_step(frame);
+        images.output_step = output.step(frame);
+        images.scratch = frame.scratch;
+        if (images.count > 1 || rows == 1) {
+          // Frames of several images are not divided.
+          packed->run(images, 0, height, images.count > 1 ? 0 : begin,
+                      images.count > 1 ? packed->panels() : end);
+        } else {
+          run_parts(*packed, images, rows, begin, end);
+        }
+      });
+  step->scratch_bytes = packed->scratch_bytes();
+  return step;
+}
+
+}  // namespace pqk::engine

@@ -1,0 +1,202 @@
+"""Float operators in the engine: within the stated bound of exact arithmetic, equal bits for threads and batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import pqk_ext.runtime
+from pqk_ext.runtime import Graph, Model
+from pqk_ext.runtime import format as pqk_format
+from pqk_ext.runtime.graph import FLOAT_OPS, MAPS
+from tests.runtime import float_reference
+from tests.runtime.float_graphs import FloatBuilder, float_graphs, float_resnet8
+
+
+def samples(graph: Graph, batch: int, seed: int = 0) -> Any:
+    shape = (batch, *graph.input.shape)
+    return np.random.default_rng(seed).normal(0, 2, shape).astype(np.float32)
+
+
+def check(graph: Graph, batch: int = 3, seed: int = 0, threads: tuple[int, ...] = (1, 2, 3)) -> Model:
+    """Within the bound, and equal bits for every number of threads and every batch."""
+    x = samples(graph, batch, seed)
+    expected = float_reference.run(graph, x)
+    model = Model.from_graph(graph)
+    got = model(x)
+    assert got.shape == expected.value.shape
+    excess = np.abs(got - expected.value) - expected.error
+    assert excess.max() <= 0, f"{excess.max()} more than the bound {expected.error.flat[excess.argmax()]}"
+    for num_threads in threads:
+        other = Model.from_graph(graph, num_threads=num_threads)
+        for size in sorted({1, 2, batch}):
+            np.testing.assert_array_equal(other(x[:size]).view(np.uint32), got[:size].view(np.uint32))
+    return model
+
+
+def single(op: str, b: FloatBuilder, *args: Any, **kwargs: Any) -> Graph:
+    getattr(b, op)(0, *args, **kwargs)
+    return b.graph()
+
+
+# Input, output channels, kernel, stride, padding, dilation, groups.
+SHAPES: dict[str, tuple[Any, ...]] = {
+    "16 channels": ((16, 8, 8), 16, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    "64 to 65": ((64, 4, 4), 65, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    "odd": ((7, 5, 6), 13, (3, 3), (1, 1), (0, 1, 2, 1), (1, 1), 1),
+    "three": ((3, 9, 7), 33, (5, 5), (2, 2), (2, 2, 2, 2), (1, 1), 1),
+    "one channel": ((1, 12, 5), 17, (5, 4), (2, 1), (2, 1, 1, 2), (1, 1), 1),
+    "dilation": ((20, 7, 6), 18, (3, 3), (1, 2), (2, 3, 2, 3), (2, 3), 1),
+    "1x1": ((70, 5, 3), 31, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), 1),
+    "1x1, stride": ((40, 6, 6), 24, (1, 1), (2, 2), (0, 0, 0, 0), (1, 1), 1),
+    "one pixel": ((192, 1, 1), 50, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1),
+    "groups": ((12, 6, 5), 24, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 4),
+    "wide groups": ((40, 4, 4), 80, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 2),
+    "depthwise": ((37, 7, 6), 37, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 37),
+    "depthwise, stride": ((16, 9, 9), 16, (5, 3), (2, 2), (2, 1, 2, 1), (1, 1), 16),
+    "depthwise, dilation": ((5, 9, 8), 5, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2), 5),
+    "depthwise, two each": ((6, 5, 5), 12, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 6),
+}
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("name", SHAPES)
+def test_convolutions(isa: str, name: str, density: float) -> None:
+    shape, *layer = SHAPES[name]
+    for entries in (2, 16, 256):
+        b = FloatBuilder(shape, seed=entries, entries=entries, density=density)
+        x = b.float_conv2d(0, *layer)
+        b.float_conv2d(x, b.value(x).shape[0], residual=x)
+        check(b.graph(), batch=5)
+
+
+def test_linear_layers(isa: str) -> None:
+    for features in (1, 10, 33, 200):
+        for density in (0.1, 1.0):
+            b = FloatBuilder((67,), density=density)
+            x = b.float_linear(0, features)
+            b.float_linear(x, features, residual=x)
+            check(b.graph(), batch=9)
+
+
+def test_linear_layers_read_images(isa: str) -> None:
+    """A flatten costs nothing where only linear layers read it, and is a copy where others do."""
+    b = FloatBuilder((6, 5, 3))
+    flat = b.move("flatten", [b.float_conv2d(0, 9)])
+    b.float_linear(flat, 21)
+    model = check(b.graph(), batch=4)
+    assert "copy" not in [kernel for name, kernel in model.kernels if name.startswith("flatten")]
+    b.float_linear(b.float_map(flat, "tanh"), 4)
+    model = check(b.graph(), batch=4)
+    assert "copy" in [kernel for name, kernel in model.kernels if name.startswith("flatten")]
+
+
+@pytest.mark.parametrize("function", MAPS)
+def test_maps(isa: str, function: str) -> None:
+    b = FloatBuilder((5, 3, 7))
+    b.float_map(0, function)
+    check(b.graph())
+    x = np.array([0.0, -0.0, 1e-30, -1e-30, 88, -88, 200, -200, 3, -3, 6, 1e30, -1e30], np.float32)
+    b = FloatBuilder((len(x),))
+    b.float_map(0, function)
+    expected, _ = float_reference.MAPS[function]
+    got = Model.from_graph(b.graph())(x[None])[0]
+    exact = expected(x.astype(np.float64))
+    assert (np.abs(got - exact) <= 2.0**-21 * np.maximum(1, np.abs(exact))).all()
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(graph=float_graphs(), seed=st.integers(0, 2**32 - 1))
+def test_random_graphs(isa: str, graph: Graph, seed: int) -> None:
+    check(graph, 3, seed, threads=(1, 3))
+
+
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_a_network(isa: str, density: float) -> None:
+    graph = float_resnet8(density=density)
+    x = samples(graph, 3)
+    model = Model.from_graph(graph)
+    expected = float_reference.run(graph, x[:1])
+    assert (np.abs(model(x[:1]) - expected.value) <= expected.error).all()
+    # The bound is for the worst case; typical errors are far below.
+    assert np.abs(model(x[:1]) - expected.value).max() <= 2.0**-18 * np.abs(expected.value).max()
+    for num_threads in (1, 2, 3):
+        other = Model.from_graph(graph, num_threads=num_threads)
+        for batch in (1, 2, 3):
+            np.testing.assert_array_equal(other(x[:batch]), model(x)[:batch])
+
+
+def test_files(isa: str, tmp_path: Path) -> None:
+    graph = float_resnet8(density=0.3)
+    path = tmp_path / "net.pqk"
+    pqk_format.write(graph, path)
+    model = pqk_ext.runtime.load(path)
+    x = samples(graph, 2)
+    np.testing.assert_array_equal(model(x), Model.from_graph(graph)(x))
+    steps = model.profile(x, repeats=2)
+    assert [(name, kernel) for name, kernel, _ in steps] == model.kernels
+
+
+def test_agrees_with_torch(isa: str) -> None:
+    torch = pytest.importorskip("torch")
+    graph = float_resnet8()
+    x = samples(graph, 2)
+    values = [torch.from_numpy(x)]
+    with torch.no_grad():
+        for node in graph.nodes:
+            values.append(_torch(torch, node, [values[i] for i in node.inputs]))
+    got, expected = Model.from_graph(graph)(x), values[-1].numpy()
+    assert np.abs(got - expected).max() <= 2.0**-18 * np.abs(expected).max()
+
+
+def _torch(torch: Any, node: Any, inputs: list[Any]) -> Any:
+    functional = torch.nn.functional
+    if node.op == "flatten":
+        return inputs[0].flatten(1)
+    if node.op == "float_adaptive_avg_pool2d":
+        return functional.adaptive_avg_pool2d(inputs[0], node.attributes["output_size"])
+    codes = torch.from_numpy(node.tensors["weight"]).long() + node.attributes["zero"]
+    weight = torch.from_numpy(node.tensors["codebook"])[codes]
+    shape = (-1, 1, 1) if node.op == "float_conv2d" else (-1,)
+    multiplier, bias = (torch.from_numpy(node.tensors[k]).reshape(shape) for k in ("multiplier", "bias"))
+    if node.op == "float_conv2d":
+        top, left, _, _ = node.attributes["padding"]
+        y = functional.conv2d(inputs[0], weight, stride=node.attributes["stride"], padding=(top, left))
+    else:
+        y = functional.linear(inputs[0], weight)
+    y = y * multiplier + (inputs[1] if len(inputs) == 2 else 0) + bias
+    return y.clamp(node.attributes.get("clamp_min", -np.inf), node.attributes.get("clamp_max", np.inf))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_the_first_nan_is_named(isa: str, num_threads: int) -> None:
+    b = FloatBuilder((2, 3, 4))
+    b.float_conv2d(0, 5)
+    model = Model.from_graph(b.graph(), num_threads=num_threads)
+    x = samples(b.graph(), 5)
+    x[3, 1, 2, 2] = x[4, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=f"x must not contain NaN, found one at flat index {3 * 24 + 22}"):
+        model(x)
+
+
+def test_numbers_that_overflow_do_no_harm(isa: str) -> None:
+    """Infinities and what becomes of them, through codes too: results are of no use, but there are some."""
+    b = FloatBuilder((4, 5, 5))
+    x = b.float_conv2d(0, 8, clamp={})
+    x = b.float_map(b.float_add(x, x), "silu")
+    codes = b.quantize(b.float_max_pool2d(x, (2, 2), (2, 2), (0, 0, 0, 0)))
+    b.dequantize(codes)
+    x_in = samples(b.graph(), 2)
+    x_in.flat[::7] = 3e38
+    x_in.flat[1] = np.inf
+    assert np.isfinite(Model.from_graph(b.graph())(x_in)).all()
+
+
+def test_every_operator_is_tested() -> None:
+    assert set(float_reference._FUNCTIONS) == FLOAT_OPS
+    assert set(float_reference.MAPS) == set(MAPS)
