@@ -14,6 +14,7 @@ from pathlib import Path
 
 import report_int8
 import report_nets
+import report_size_penalty
 from markdown import Document, folded, ratio, table
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,11 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Document], list[str]]]] = {
         "Sparse weights in training",
         "`pqk_ext.ops.sparse_conv2d`, `sparse_linear` and the masked layers against torch's dense and CSR.",
         paired_table,
+    ),
+    "size_penalty": (
+        "Training for size",
+        "`PQKConfig(size_penalty=)` on the keyword-spotting network of `pqk demo`, beside fewer bits and more zeros.",
+        report_size_penalty.section,
     ),
 }
 

@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture(autouse=True)
 def _folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in (BENCHMARKS, BENCHMARKS / "nets", BENCHMARKS / "ops"):
+    for folder in (BENCHMARKS, BENCHMARKS / "nets", BENCHMARKS / "ops", BENCHMARKS / "storage"):
         monkeypatch.syspath_prepend(folder)
 
 
@@ -236,3 +236,29 @@ def test_every_python_file_is_found() -> None:
     stems = [path.stem for path in BENCHMARKS.rglob("*.py")]
     assert len(set(stems)) == len(stems)
     assert not set(stems) & set(sys.stdlib_module_names)
+
+
+def test_size_penalty_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, report = load("bench_size_penalty"), load("report_size_penalty")
+    monkeypatch.setattr(bench.paired, "RESULTS", tmp_path)
+    monkeypatch.setenv("PQK_BENCH_CACHE", str(tmp_path / "cache"))
+    trained = []
+    train = bench.demo.train
+    monkeypatch.setattr(bench.demo, "train", lambda *args: trained.append(args[:3]) or train(*args))
+    monkeypatch.setattr(bench.demo, "load_split", lambda split: (torch.randn(16, 1, 49, 10), torch.arange(16) % 12))
+    arms = ["8 bits, default", "4 bits, penalty 3"]
+    for seeds in ("1", "2", "2"):
+        monkeypatch.setattr(sys, "argv", ["bench", "--steps", "4", "--seeds", seeds, "--arms", *arms])
+        bench.main()
+    assert [(arm.bits, arm.size_penalty, seed) for _, arm, seed in trained] == [
+        (8, 0, 0),
+        (4, 3, 0),
+        (8, 0, 1),
+        (4, 3, 1),
+    ]
+    document = json.loads((tmp_path / "size_penalty.json").read_text())
+    runs = list(document["runs"].values())
+    assert all(run["entropy"] < run["weights"] < run["file"] for run in runs)
+    lines = report.section(document)
+    assert [line.split(" | ")[:2] for line in lines[2:4]] == [["| 8 bits, default", "2"], ["| 4 bits, penalty 3", "2"]]
+    assert f"| {sum(run['weights'] for run in runs[::2]) / 2:,.0f} B |" in lines[2]
