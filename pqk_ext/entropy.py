@@ -98,7 +98,7 @@ def _smoothed(counts: Tensor, limits: Tensor) -> Tensor:
         spread = ((values * code.square()).sum(1) / number).sqrt()
         width = 1.06 * spread * number**-0.2
     length = 2 * bins  # room for the kernel's tails, which would else come round to the other end
-    frequency = torch.arange(bins + 1, device=counts.device) * (math.pi / bins)
+    frequency = torch.arange(bins + 1, dtype=counts.dtype, device=counts.device) * (math.pi / bins)
     response = torch.exp(width.square()[:, None] * (frequency.cos() - 1))
     spread_out = torch.fft.irfft(torch.fft.rfft(values, length) * response, length)[:, :bins] * possible
     lost = values.sum(1) / spread_out.sum(1).clamp_min(_SMALLEST_COUNT)  # to zero and beyond the last codes
