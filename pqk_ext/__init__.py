@@ -30,14 +30,16 @@ _EXPORTS = {
     "export": "pqk_ext.deploy",
     "assert_parity": "pqk_ext.deploy",
     "fit": "pqk_ext.training",
+    "share_weights": "pqk_ext.codebook",
 }
-_SUBMODULES = ("data", "distill", "errors", "models", "nn", "ops", "prune", "quant", "runtime")
+_SUBMODULES = ("codebook", "data", "distill", "errors", "models", "nn", "ops", "prune", "quant", "runtime")
 
 __all__ = ["__version__", *_EXPORTS, *_SUBMODULES]
 
 if TYPE_CHECKING:
-    from pqk_ext import data, distill, errors, models, nn, ops, prune, quant, runtime
+    from pqk_ext import codebook, data, distill, errors, models, nn, ops, prune, quant, runtime
     from pqk_ext._build_info import build_info
+    from pqk_ext.codebook import share_weights
     from pqk_ext.config import PQKConfig
     from pqk_ext.deploy import assert_parity, export
     from pqk_ext.entropy import coded_size, coded_sizes

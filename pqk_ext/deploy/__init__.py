@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from pqk_ext.deploy.exporter import calibrate, export, quantize_post_training
 from pqk_ext.deploy.lower import lower
-from pqk_ext.deploy.parity import assert_parity, compare
+from pqk_ext.deploy.lower_float import lower_float
+from pqk_ext.deploy.parity import assert_close, assert_parity, compare, relative_difference
 
-__all__ = ["assert_parity", "calibrate", "compare", "export", "lower", "quantize_post_training"]
+__all__ = [
+    "assert_close",
+    "assert_parity",
+    "calibrate",
+    "compare",
+    "export",
+    "lower",
+    "lower_float",
+    "quantize_post_training",
+    "relative_difference",
+]

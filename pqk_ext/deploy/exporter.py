@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pqk_ext.codebook import shared_layers
 from pqk_ext.config import PQKConfig
 from pqk_ext.deploy.lower import lower
+from pqk_ext.deploy.lower_float import lower_float
 from pqk_ext.nn import Role
 from pqk_ext.preparation import PreparedModel, prepare
 from pqk_ext.runtime.format import write
+from pqk_ext.runtime.graph import Graph
 
 __all__ = ["calibrate", "export", "quantize_post_training"]
 
@@ -89,6 +92,14 @@ def _warn_if_unfinished(model: PreparedModel) -> None:
         )
 
 
+def _lower_shared(model: nn.Module, example_inputs: Tensor | None, calibration: Batches | None) -> Graph:
+    if calibration is not None:
+        raise ValueError("calibration has no use for a model with shared weights, whose activations stay float")
+    if example_inputs is None:
+        raise ValueError("example_inputs is needed to export a model with shared weights")
+    return lower_float(model, example_inputs)
+
+
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -99,21 +110,26 @@ def export(
     """Writes the network as one ``.pqk`` file, which :func:`pqk_ext.runtime.load` runs without torch.
 
     The file computes the same bits as ``model.eval()(x)`` of a prepared model. A plain trained float model is
-    quantized after training, with ranges from ``calibration``.
+    quantized after training, with ranges from ``calibration``. A model that :func:`pqk_ext.share_weights` returned is
+    stored as it is, as codes into float codebooks: the file computes with floats, close to ``model.eval()(x)``
+    (:func:`pqk_ext.deploy.assert_close`).
 
     Args:
-        model: what :func:`pqk_ext.prepare` returned, or a plain float model.
+        model: what :func:`pqk_ext.prepare` or :func:`pqk_ext.share_weights` returned, or a plain float model.
         path: file to write; replaced in one step, or left as it was if anything fails.
         example_inputs: float32 batch; needed for a plain model. For a prepared one its shape is checked.
-        calibration: for a plain model: one batch, batches, or a DataLoader.
+        calibration: for a plain model: one batch, batches, or a DataLoader. Not for one with shared weights.
 
     Raises:
-        ValueError: a plain model without ``example_inputs`` or ``calibration``, parameters that are not finite, or
-            example inputs of another shape.
-        UnsupportedOperator: the model holds something the integer engine cannot compute.
+        ValueError: a plain model without ``example_inputs`` or ``calibration``, parameters that are not finite,
+            example inputs of another shape, or a layer with more than 256 different weights beside shared ones.
+        UnsupportedOperator: the model holds something the engine cannot compute.
         OSError: the file cannot be written.
     """
     target = Path(path)
+    if shared_layers(model):
+        write(_lower_shared(model, example_inputs, calibration), target)
+        return
     if not isinstance(model, PreparedModel):
         if example_inputs is None or calibration is None:
             missing = "example_inputs" if example_inputs is None else "calibration"

@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from pqk_ext.preparation.blocks import Block
     from pqk_ext.preparation.model import PreparedModel
 
-__all__ = ["lower"]
+__all__ = ["batch_norm_affine", "lower", "to_float32", "to_float64"]
 
 _Float64 = NDArray[np.float64]
 _LARGEST_ACCUMULATOR = 2**31 - 1
 
 
-def _float64(tensor: Tensor) -> _Float64:
+def to_float64(tensor: Tensor) -> _Float64:
     result: _Float64 = tensor.detach().cpu().double().numpy()
     return result
 
 
-def _float32(array: _Float64 | float, name: str) -> NDArray[np.float32]:
+def to_float32(array: _Float64 | float, name: str) -> NDArray[np.float32]:
     result = np.asarray(array, dtype=np.float32)
     if not np.isfinite(result).all():
         raise ValueError(f"{name}: the deployed parameters must be finite, got NaN or infinity")
@@ -41,7 +41,7 @@ def _float32(array: _Float64 | float, name: str) -> NDArray[np.float32]:
 
 
 def _scalar(value: float, name: str) -> float:
-    return float(_float32(value, name))
+    return float(to_float32(value, name))
 
 
 def weight_codes(layer: PQKLayer) -> NDArray[np.int8]:
@@ -61,7 +61,7 @@ def weight_codes(layer: PQKLayer) -> NDArray[np.int8]:
     return result
 
 
-def _batch_norm(model: nn.Module, path: str | None, channels: int) -> tuple[_Float64, _Float64]:
+def batch_norm_affine(model: nn.Module, path: str | None, channels: int) -> tuple[_Float64, _Float64]:
     """Scale and shift of a batch norm in evaluation; identity without one."""
     if path is None:
         return np.ones(channels), np.zeros(channels)
@@ -69,10 +69,10 @@ def _batch_norm(model: nn.Module, path: str | None, channels: int) -> tuple[_Flo
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    gamma = np.ones(channels) if norm.weight is None else _float64(norm.weight)
-    beta = np.zeros(channels) if norm.bias is None else _float64(norm.bias)
-    scale = gamma / np.sqrt(_float64(norm.running_var) + norm.eps)
-    return scale, beta - _float64(norm.running_mean) * scale
+    gamma = np.ones(channels) if norm.weight is None else to_float64(norm.weight)
+    beta = np.zeros(channels) if norm.bias is None else to_float64(norm.bias)
+    scale = gamma / np.sqrt(to_float64(norm.running_var) + norm.eps)
+    return scale, beta - to_float64(norm.running_mean) * scale
 
 
 class _Lowering:
@@ -151,10 +151,10 @@ class _Lowering:
         channels = codes.shape[0]
         self._check_accumulator(block, codes)
         scale_in, _ = self.qparams(block.inputs[0])
-        gain, shift = _batch_norm(self.model, block.batch_norm, channels)
+        gain, shift = batch_norm_affine(self.model, block.batch_norm, channels)
         if layer.bias is not None:
-            shift = shift + _float64(layer.bias) * gain
-        multiplier = scale_in * _float64(layer.weight_scale) * gain
+            shift = shift + to_float64(layer.bias) * gain
+        multiplier = scale_in * to_float64(layer.weight_scale) * gain
         attributes = dict(block.attributes)
         if block.float_output:
             value = Value(block.shape, "f32")
@@ -169,8 +169,8 @@ class _Lowering:
                 attributes["residual_multiplier"] = _scalar(scale_residual / value.scale, block.name)
         tensors = {
             "weight": codes,
-            "multiplier": _float32(multiplier, block.name),
-            "bias": _float32(shift, block.name),
+            "multiplier": to_float32(multiplier, block.name),
+            "bias": to_float32(shift, block.name),
         }
         self.add(block, block.op, inputs, value, attributes, tensors)
 
@@ -197,11 +197,11 @@ class _Lowering:
         assert value.scale is not None
         assert value.zero_point is not None
         scale, zero_point = self.per_channel_qparams(block.inputs[0])
-        gain, shift = _batch_norm(self.model, block.batch_norm, block.shape[0])
+        gain, shift = batch_norm_affine(self.model, block.batch_norm, block.shape[0])
         tensors = {
             "zero_point": zero_point,
-            "multiplier": _float32(scale * gain / value.scale, block.name),
-            "bias": _float32(shift / value.scale + value.zero_point, block.name),
+            "multiplier": to_float32(scale * gain / value.scale, block.name),
+            "bias": to_float32(shift / value.scale + value.zero_point, block.name),
         }
         self.add(block, "affine", inputs, value, limits, tensors)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pqk_ext.config import PQKConfig
 from pqk_ext.nn import ActivationQuantizer, PQKBatchNorm1d, PQKBatchNorm2d, PQKConv2d, PQKLinear, Role
@@ -14,7 +15,7 @@ from pqk_ext.phases import PQKController
 from pqk_ext.preparation.blocks import Block, Plan
 from pqk_ext.preparation.fuse import build_plan
 from pqk_ext.preparation.model import PreparedModel
-from pqk_ext.preparation.tracing import UnsupportedOperator, trace
+from pqk_ext.preparation.tracing import UnsupportedOperator, check_example_inputs, trace
 
 __all__ = ["Block", "Plan", "PreparedModel", "UnsupportedOperator", "prepare"]
 
@@ -103,15 +104,17 @@ def prepare(
         UnsupportedOperator: the model holds something the integer engine cannot compute; names node and module.
         TypeError, ValueError: an argument of the wrong type or value; names it.
     """
-    if not isinstance(example_inputs, Tensor) or example_inputs.dtype != torch.float32:
-        got = example_inputs.dtype if isinstance(example_inputs, Tensor) else type(example_inputs).__name__
-        raise TypeError(f"example_inputs must be a float32 tensor, got {got}")
-    if example_inputs.dim() < 2 or example_inputs.shape[0] == 0:
-        raise ValueError(f"example_inputs must be a batch of at least one sample, got shape {example_inputs.shape}")
+    check_example_inputs(example_inputs)
     if isinstance(model, PreparedModel):
         raise TypeError("model is prepared already")
     if not isinstance(config, PQKConfig):
         raise TypeError(f"config must be a PQKConfig, got {type(config).__name__}")
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise ValueError(
+                f"model: {name or 'it'} computes its weight by a parametrization (shared weights, for example), which "
+                "prepare would lose; call torch.nn.utils.parametrize.remove_parametrizations first"
+            )
     root = copy.deepcopy(model)
     plan = build_plan(trace(root, example_inputs, leaf_modules), root)
     if not _weighted_blocks(plan):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-__all__ = ["Call", "UnsupportedOperator", "normalize", "trace"]
+__all__ = ["Call", "UnsupportedOperator", "check_example_inputs", "normalize", "trace"]
 
 
 class UnsupportedOperator(ValueError):
@@ -37,6 +37,15 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, self._leaf_types) or super().is_leaf_module(m, module_qualified_name)
+
+
+def check_example_inputs(example_inputs: Tensor) -> None:
+    """Raises TypeError or ValueError unless it is a float32 batch of at least one sample."""
+    if not isinstance(example_inputs, Tensor) or example_inputs.dtype != torch.float32:
+        got = example_inputs.dtype if isinstance(example_inputs, Tensor) else type(example_inputs).__name__
+        raise TypeError(f"example_inputs must be a float32 tensor, got {got}")
+    if example_inputs.dim() < 2 or example_inputs.shape[0] == 0:
+        raise ValueError(f"example_inputs must be a batch of at least one sample, got shape {example_inputs.shape}")
 
 
 def trace(model: nn.Module, example_inputs: Tensor, leaf_modules: Sequence[type[nn.Module]] = ()) -> fx.Graph:
