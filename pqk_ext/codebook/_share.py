@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,8 @@ class SharedLayer(NamedTuple):
     def values_and_counts(self) -> tuple[Tensor, Tensor]:
         """The different values among the weights, ascending, and how many weights have each."""
         table = torch.cat([self.centroids.new_zeros(1), self.centroids.detach()]) + 0.0  # -0.0 is 0.0
-        return table[self.codes.flatten()].unique(return_counts=True)
+        values, counts = table[self.codes.flatten()].unique(return_counts=True)
+        return values, counts
 
     @property
     def distinct(self) -> int:
@@ -59,18 +60,13 @@ def shared_layers(model: nn.Module) -> dict[str, SharedLayer]:
     """The layers with shared weights, by name; empty for a model without."""
     found = {}
     for name, module in model.named_modules():
-        parametrization = _parametrization(module)
-        if parametrization is not None:
-            original = module.parametrizations.weight.original  # type: ignore[union-attr]
-            found[name] = SharedLayer(original, parametrization.codes)
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        steps: Any = module.parametrizations.weight
+        codes = [step.codes for step in steps if isinstance(step, SharedWeight)]
+        if codes:
+            found[name] = SharedLayer(steps.original, codes[0])
     return found
-
-
-def _parametrization(module: nn.Module) -> SharedWeight | None:
-    if not parametrize.is_parametrized(module, "weight"):
-        return None
-    steps = module.parametrizations.weight  # type: ignore[union-attr]
-    return next((step for step in steps if isinstance(step, SharedWeight)), None)  # type: ignore[union-attr]
 
 
 def share_weights(
@@ -99,8 +95,8 @@ def share_weights(
     Args:
         model: a plain float model, trained, perhaps pruned (weights that are exactly 0). It is copied, not changed.
         k: largest number of shared values, 2..256, besides the 0 of ``keep_zeros`` (then no more than 255).
-        method: a name in :data:`pqk_ext.codebook.METHODS` (``kmeans``, ``probabilistic``, ``uniform``, ``entropy``) or a
-            function like them: ``functools.partial(pqk_ext.codebook.entropy, rate_weight=1e-4)``.
+        method: a name in :data:`pqk_ext.codebook.METHODS` (``kmeans``, ``probabilistic``, ``uniform``, ``entropy``), or
+            a function like them: ``functools.partial(pqk_ext.codebook.entropy, rate_weight=1e-4)``.
         scope: whose weights have one codebook: ``"layer"`` (each has its own), ``"kind"`` (all convolutions, and all
             linear layers; "unified" in the survey) or ``"network"``.
         keep_zeros: weights that are 0 take no part in the fit and stay exactly 0 through all training, as does what the
@@ -115,7 +111,8 @@ def share_weights(
 
     Raises:
         TypeError: ``model`` is not a plain module.
-        ValueError: an argument outside its range, a layer that cannot be shared, or weights that are not finite; names it.
+        ValueError: an argument outside its range, a layer that cannot be shared, or weights that are not finite; it
+            is named.
     """
     check_k(k)
     fit = _method(method)
@@ -170,7 +167,9 @@ def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, _Layer]
             raise ValueError(f"layers: the weight of {name} is parametrized already")
         weight = found[name].weight
         if id(weight) in owner:
-            raise ValueError(f"layers: {owner[id(weight)]} and {name} have one weight parameter; share one of them only")
+            raise ValueError(
+                f"layers: {owner[id(weight)]} and {name} have one weight parameter; share one of them only"
+            )
         owner[id(weight)] = name
         if not bool(weight.isfinite().all()):
             raise ValueError(f"layers: the weight of {name} is not finite")
@@ -188,9 +187,7 @@ def _groups(chosen: dict[str, _Layer], scope: str) -> list[list[_Layer]]:
     return [kind for kind in kinds if kind]
 
 
-def _share_group(
-    layers: list[_Layer], k: int, fit: _Fit, keep_zeros: bool, generator: torch.Generator | None
-) -> None:
+def _share_group(layers: list[_Layer], k: int, fit: _Fit, keep_zeros: bool, generator: torch.Generator | None) -> None:
     values = torch.cat([layer.weight.detach().flatten() for layer in layers])
     free = values != 0 if keep_zeros else torch.ones_like(values, dtype=torch.bool)
     if k == LARGEST and not bool(free.all()):

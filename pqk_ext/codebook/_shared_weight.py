@@ -26,7 +26,7 @@ class _Gather(torch.autograd.Function):
         return table.index_select(0, codes.flatten()).view(codes.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (codes,) = ctx.saved_tensors
         return _sums(gradient, codes, ctx.count).to(gradient.dtype), None
@@ -40,8 +40,8 @@ def _sums(values: Tensor, codes: Tensor, count: int) -> Tensor:
 class SharedWeight(nn.Module):
     """Parametrization of a weight: its parameter is the centroids, a buffer says which weight takes which.
 
-    The centroids stand in the layer as ``layer.parametrizations.weight.original``, a parameter of shape ``(K,)`` that any
-    optimizer trains; their gradient is the sum over the weights that share them (Han, Mao and Dally, "Deep
+    The centroids stand in the layer as ``layer.parametrizations.weight.original``, a parameter of shape ``(K,)`` that
+    any optimizer trains; their gradient is the sum over the weights that share them (Han, Mao and Dally, "Deep
     Compression", 2016). ``layer.weight`` is computed from them. Weights of code 0 are 0 and stay 0, whatever
     optimizer, momentum or weight decay do.
 
@@ -61,7 +61,7 @@ class SharedWeight(nn.Module):
 
     def forward(self, centroids: Tensor) -> Tensor:
         """The weight, of the shape of the codes."""
-        weight: Tensor = _Gather.apply(centroids, self.codes)
+        weight: Tensor = _Gather.apply(centroids, self.codes)  # type: ignore[no-untyped-call]
         return weight
 
     @torch.no_grad()

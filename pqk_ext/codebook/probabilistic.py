@@ -16,8 +16,8 @@ def probabilistic(values: Tensor, k: int, generator: torch.Generator | None = No
     """Rounds each value up or down to a quantile, unbiased (PWS; Marino, Ghidoli, Frasca and Malchiodi, 2020).
 
     The shared values are the quantiles ``i / (k - 1)``, i = 0..k-1, interpolated linearly. A value v between two of
-    them, lo and hi, becomes hi with probability ``(v - lo) / (hi - lo)`` and else lo: its expectation is v. The quantiles
-    are those of the given values; where weights are pruned, :func:`pqk_ext.share_weights` gives the survivors only.
+    them, lo and hi, becomes hi with probability ``(v - lo) / (hi - lo)`` and else lo: its expectation is v. The
+    quantiles are those of the given values; where weights are pruned, :func:`pqk_ext.share_weights` gives survivors.
     (The authors' code takes quantiles over the zeros too, which leaves few different values at high sparsity.)
 
     Args:

@@ -12,6 +12,9 @@ from pqk_ext.codebook._registry import Codebook, checked, codebook_method, from_
 __all__ = ["uniform"]
 
 _GROWTH = 1.002  # of the step, from one that is tried to the next
+_FEW = (
+    4096  # values, up to which counting points of the grid over all of them is faster than walking from point to point
+)
 
 _Float64 = NDArray[np.float64]
 _Int64 = NDArray[np.int64]
@@ -24,12 +27,12 @@ def uniform(values: Tensor, k: int, generator: torch.Generator | None = None) ->
     Deterministic. As in Choi, El-Khamy and Lee, "Universal deep neural network compression" (2020), without its random
     shift: the grid is the multiples of the step, or these shifted by half a step, whichever has the smaller squared
     error. Steps are tried upward by 0.2 % from a lower bound, which is that k intervals of one step's length, put
-    anywhere, must hold all values. Empty stretches use up no value, so that pruned weights, whose survivors lie away from
-    0, get a finer step. One value far out makes the step coarse for all.
+    anywhere, must hold all values. Empty stretches use up no value, so that pruned weights, whose survivors lie away
+    from 0, get a finer step. One value far out makes the step coarse for all.
 
     Args:
         values: floating-point ``(N,)``, finite.
-        k: largest number of shared values, 2..256; where there are no more different values, those are kept as they are.
+        k: largest number of shared values, 2..256; where there are no more different values, those are kept.
         generator: ignored.
 
     Raises:
@@ -47,21 +50,23 @@ def uniform(values: Tensor, k: int, generator: torch.Generator | None = None) ->
 
 
 def _finest(ordered: _Float64, step: float, k: int, shift: float) -> tuple[_Int64, _Float64]:
-    cells = None
-    while cells is None:
-        cells = _cells(ordered, step, k, shift)
+    while True:
+        few = len(ordered) > _FEW or np.count_nonzero(np.diff(np.floor(ordered / step + 0.5 - shift))) < k
+        cells = _cells(ordered, step, k, shift) if few else None
+        if cells is not None:
+            return cells
         step *= _GROWTH
-    return cells
 
 
 def _cells(ordered: _Float64, step: float, k: int, shift: float) -> tuple[_Int64, _Float64] | None:
     """Where the values of one point of the grid begin and end, and these points; None if there are more than ``k``."""
-    cuts, points = [0], []
+    cuts: list[int] = [0]
+    points: list[float] = []
     while cuts[-1] < len(ordered):
         if len(points) == k:
             return None
         index = np.floor(ordered[cuts[-1]] / step + 0.5 - shift)
-        points.append((index + shift) * step)
+        points.append(float((index + shift) * step))
         end = int(np.searchsorted(ordered, (index + shift + 0.5) * step))
         cuts.append(max(end, cuts[-1] + 1))
     return np.array(cuts), np.array(points)

@@ -69,9 +69,7 @@ def assert_parity(model: PreparedModel, path: str | os.PathLike[str], x: Tensor,
 
 
 @torch.no_grad()
-def relative_difference(
-    model: nn.Module, path: str | os.PathLike[str], x: Tensor, *, num_threads: int = 1
-) -> float:
+def relative_difference(model: nn.Module, path: str | os.PathLike[str], x: Tensor, *, num_threads: int = 1) -> float:
     """How far the runtime on the file is from ``model.eval()(x)``, relative to the largest output of the batch.
 
     Args:
@@ -121,4 +119,6 @@ def assert_close(
     """
     difference = relative_difference(model, path, x, num_threads=num_threads)
     if not difference <= tolerance:
-        raise AssertionError(f"evaluation and {path} differ by {difference:.2e} of the largest output, not {tolerance:.0e}")
+        raise AssertionError(
+            f"evaluation and {path} differ by {difference:.2e} of the largest output, not {tolerance:.0e}"
+        )
