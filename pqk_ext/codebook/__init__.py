@@ -11,10 +11,19 @@ import importlib
 import pkgutil
 
 from pqk_ext.codebook._registry import METHODS, Codebook, codebook_method
-from pqk_ext.codebook._share import share_weights, shared_layers
+from pqk_ext.codebook._share import SharedLayer, share_weights, shared_layers, unshare_weights
 from pqk_ext.codebook._shared_weight import SharedWeight
 
-__all__ = ["METHODS", "Codebook", "SharedWeight", "codebook_method", "share_weights", "shared_layers"]
+__all__ = [
+    "METHODS",
+    "Codebook",
+    "SharedLayer",
+    "SharedWeight",
+    "codebook_method",
+    "share_weights",
+    "shared_layers",
+    "unshare_weights",
+]
 
 for _module_info in pkgutil.iter_modules(__path__):
     if _module_info.name.startswith("_"):

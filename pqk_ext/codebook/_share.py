@@ -14,7 +14,7 @@ from pqk_ext.codebook._registry import LARGEST, METHODS, Codebook, check_k
 from pqk_ext.codebook._shared_weight import SharedWeight
 from pqk_ext.prune import compute_masks
 
-__all__ = ["SharedLayer", "share_weights", "shared_layers"]
+__all__ = ["SharedLayer", "share_weights", "shared_layers", "unshare_weights"]
 
 _Layer: TypeAlias = nn.Conv2d | nn.Linear
 _Fit: TypeAlias = Callable[[Tensor, int, torch.Generator | None], Codebook]
@@ -130,6 +130,30 @@ def share_weights(
             layer.weight.mul_(mask)
     for group in _groups(chosen, scope):
         _share_group(group, k, fit, keep_zeros, generator)
+    return result
+
+
+def unshare_weights(model: nn.Module) -> nn.Module:
+    """A copy whose shared weights are ordinary parameters of the same values, for :func:`pqk_ext.prepare` for example.
+
+    Use this, not ``torch.nn.utils.parametrize.remove_parametrizations``, which writes the weight into the centroids,
+    though other layers may share them, and changes the class of the layer, which copies of the model share.
+
+    Args:
+        model: what :func:`share_weights` returned; it is not changed.
+
+    Raises:
+        ValueError: a layer has other parametrizations besides; names it.
+    """
+    result = copy.deepcopy(model)
+    for name, shared in shared_layers(result).items():
+        layer: Any = result.get_submodule(name)
+        if len(layer.parametrizations) > 1 or len(layer.parametrizations.weight) > 1:
+            raise ValueError(f"model: {name} has other parametrizations besides its shared weight")
+        weight = layer.weight.detach().clone()
+        del layer.parametrizations
+        layer.__class__ = type(layer).__bases__[0]
+        layer.register_parameter("weight", nn.Parameter(weight, requires_grad=shared.centroids.requires_grad))
     return result
 
 

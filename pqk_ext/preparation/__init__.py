@@ -112,8 +112,8 @@ def prepare(
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             raise ValueError(
-                f"model: {name or 'it'} computes its weight by a parametrization (shared weights, for example), which "
-                "prepare would lose; call torch.nn.utils.parametrize.remove_parametrizations first"
+                f"model: {name or 'it'} computes its weight by a parametrization, which prepare would lose; remove it "
+                "first (shared weights: pqk_ext.codebook.unshare_weights)"
             )
     root = copy.deepcopy(model)
     plan = build_plan(trace(root, example_inputs, leaf_modules), root)
