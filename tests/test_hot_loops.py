@@ -1,4 +1,4 @@
-"""The disassembly of the integer kernels' innermost loops: their sums stay in registers.
+"""The disassembly of the kernels' innermost loops: their sums stay in registers.
 
 A compiler that runs out of registers keeps sums on the stack and says nothing; the loop then takes twice the time and
 gives the same numbers, so that no other test would notice. Constants may be read from there: they would be read from
@@ -15,7 +15,8 @@ import pytest
 
 from tests.test_binary import disassemble, library_path
 
-MULTIPLY_ADDS = frozenset(["vpdpbusd", "vpmaddwd"])
+FUSED = "vfmadd231ps"
+MULTIPLY_ADDS = frozenset(["vpdpbusd", "vpmaddwd", FUSED])
 # What must be found at least, by instruction set: guards the tests against a listing that they do not understand.
 EXPECTED = [
     ("avx2", r"int8_peak_kernel", "vpmaddwd"),
@@ -29,6 +30,11 @@ EXPECTED = [
             r"compute_\w+<.*\bInt8BlocksPlan\b",
             r"multiply_row<",  # depthwise
         )
+    ],
+    *[
+        (isa, kernel, FUSED)
+        for isa in ("avx2", "avx512vnni")
+        for kernel in (r"multiply_tile<2, \d+>", r"sum_(rows|block)<", r"float_depthwise_kernel|compute<4>")
     ],
     ("avx512vnni", r"multiply_unit_stride<", "vpdpbusd"),  # depthwise3x3
     ("avx512vnni", r"multiply_stride_2<", "vpdpbusd"),

@@ -6,6 +6,7 @@ namespace pqk {
 
 const std::vector<FloatConv2dKernel>& float_conv2d_kernels() {
   static const std::vector<FloatConv2dKernel> kernels{{"float_depthwise", pack_float_depthwise},
+                                                      {"float_sparse", pack_float_sparse},
                                                       {"float_direct", pack_float_direct}};
   return kernels;
 }
@@ -15,6 +16,7 @@ std::unique_ptr<PackedFloatConv2d> pack_float_conv2d(const Conv2dShape& shape,
                                                      const std::string& kernel) {
   for (const FloatConv2dKernel& candidate : float_conv2d_kernels()) {
     if (!kernel.empty() && kernel != candidate.name) continue;
+    if (kernel.empty() && candidate.pack == pack_float_sparse && !float_sparse_wins(shape, constants)) continue;
     if (std::unique_ptr<PackedFloatConv2d> packed = candidate.pack(shape, constants)) return packed;
   }
   return nullptr;

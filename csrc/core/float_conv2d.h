@@ -45,9 +45,9 @@ class PackedFloatConv2d {
                    int64_t panel_end) const = 0;
   // Of output channels, which can be computed apart.
   virtual int64_t panels() const { return 1; }
-  // Whether the rows of an image can be computed apart without doing work twice.
-  virtual bool divides_rows() const { return true; }
   virtual const char* kernel_name() const = 0;
+  // Of the layer's products, those that are computed.
+  virtual double share() const { return 1.0; }
   virtual int64_t scratch_bytes() const { return 0; }
 };
 

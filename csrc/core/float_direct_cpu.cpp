@@ -14,6 +14,8 @@
 
 #include "core/float_vector_cpu.h"
 
+#include "core/float_finish_cpu.h"
+
 namespace {
 
 // Sums for all pixels of a tile, the weights of two vectors and a broadcast input fit the registers.
@@ -79,24 +81,6 @@ constexpr std::array<TileFunction*, kMaxPixels> kTiles[kVectors] = {
     list_tiles<1>(std::make_integer_sequence<int, kMaxPixels>()),
     list_tiles<2>(std::make_integer_sequence<int, kMaxPixels>())};
 
-// The vectors of one pixel and panel.
-struct Channels {
-  const float *multiplier, *bias;
-  Floats low, high;
-  int64_t vectors, channels;
-
-  void finish(const float* sums, const float* residual, float* out) const {
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t first = v * kLanes, count = std::min<int64_t>(kLanes, channels - first);
-      Floats y = load_floats(sums + first) * load_floats(multiplier + first);
-      if (residual != nullptr) {
-        y = y + (count == kLanes ? load_floats(residual + first) : load_some(residual + first, count));
-      }
-      store_some(out + first, clamp(y + load_floats(bias + first), low, high), count);
-    }
-  }
-};
-
 class DirectRun {
  public:
   DirectRun(const FloatDirectPlan& plan, const FloatConvImages& images, int64_t row_begin, int64_t row_end)
@@ -116,10 +100,7 @@ class DirectRun {
     const int64_t channel = group * plan_.group_out + first;
     const int64_t channels = std::min<int64_t>(kPanel, plan_.group_out - first);
     const int64_t fan_in = plan_.group_in * plan_.shape.kernel_height * plan_.shape.kernel_width;
-    const FloatEpilogue& e = plan_.epilogue;
-    const Channels finish{e.multiplier + channel,           e.bias + channel,
-                          broadcast(e.clamp_min),           broadcast(e.clamp_max),
-                          (channels + kLanes - 1) / kLanes, channels};
+    const Channels finish(plan_.epilogue, channel, channels);
     tile_.weight = plan_.weight + group * plan_.group_floats + first * fan_in;
     group_input_ = group * plan_.group_in;
     const auto& functions = kTiles[finish.vectors - 1];

@@ -34,6 +34,10 @@ class PackedFloatEpilogue {
 // See FloatConv2dKernel::pack.
 std::unique_ptr<PackedFloatConv2d> pack_float_direct(const Conv2dShape& shape,
                                                      const FloatConv2dConstants& constants);
+std::unique_ptr<PackedFloatConv2d> pack_float_sparse(const Conv2dShape& shape,
+                                                     const FloatConv2dConstants& constants);
+// Whether the sparse kernel is the faster one, by an estimate.
+bool float_sparse_wins(const Conv2dShape& shape, const FloatConv2dConstants& constants);
 std::unique_ptr<PackedFloatConv2d> pack_float_depthwise(const Conv2dShape& shape,
                                                         const FloatConv2dConstants& constants);
 

@@ -42,7 +42,9 @@ Axis split_axis(int64_t kernel, int64_t stride, int64_t dilation, int64_t out_le
   return axis;
 }
 
-SparseLayout make_layout(SparseType type, const Conv2dShape& shape, int64_t images) {
+}  // namespace
+
+SparseLayout sparse_layout(SparseType type, const Conv2dShape& shape, int64_t images) {
   const Axis y =
       split_axis(shape.kernel_height, shape.stride_height, shape.dilation_height, shape.out_height, false);
   // A shifted row crosses cache lines, which halves the speed of loads. int8 cells are few enough to be copied
@@ -79,6 +81,8 @@ SparseLayout make_layout(SparseType type, const Conv2dShape& shape, int64_t imag
   }
   return layout;
 }
+
+namespace {
 
 // The same matrix with `group` consecutive channels of a kernel tap in one entry, of 32 / group bits each.
 struct GroupedWeight {
@@ -202,7 +206,7 @@ void sparse_conv2d(SparseType type, const Conv2dShape& shape, const SparseWeight
                    const SparseInput& input, const SparseEpilogue& epilogue, const SparseOutput& output,
                    const Parallel& parallel) {
   if (input.images == 0 || shape.out_channels == 0 || shape.out_height == 0 || shape.out_width == 0) return;
-  SparseTask task{type, shape, make_layout(type, shape, input.images), weight, input, epilogue, output, {}};
+  SparseTask task{type, shape, sparse_layout(type, shape, input.images), weight, input, epilogue, output, {}};
   GroupedWeight grouped;
   if (type == SparseType::kInt8) {
     task.initial = initial_sums(task);

@@ -70,6 +70,9 @@ struct SparseLayout {
   }
 };
 
+// For up to `images` images together. Throws std::length_error where one is too large for 32-bit offsets.
+SparseLayout sparse_layout(SparseType type, const Conv2dShape& shape, int64_t images);
+
 // The whole job, as kernels see it.
 struct SparseTask {
   SparseType type;

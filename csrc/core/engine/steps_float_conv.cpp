@@ -34,13 +34,14 @@ std::unique_ptr<Step> make_float_conv_step(const StepContext& context) {
                                        node.attributes.clamp_min,
                                        node.attributes.clamp_max};
   const std::shared_ptr<const PackedFloatConv2d> packed = pack_float_conv2d(shape, constants, "");
-  const int64_t products =
-      node.value.numel() * (shape.in_channels / shape.groups) * shape.kernel_height * shape.kernel_width;
+  const int64_t fan_in = shape.in_channels / shape.groups * shape.kernel_height * shape.kernel_width;
+  const auto products =
+      static_cast<int64_t>(static_cast<double>(node.value.numel() * fan_in) * packed->share());
   const bool residual = node.inputs.size() == 2;
-  const int64_t rows = packed->divides_rows() ? shape.out_height : 1;
+  const int64_t rows = shape.out_height;
   std::unique_ptr<Step> step = batch_step_of(
       packed->kernel_name(), rows * packed->panels(), products, kProductsPerThread,
-      [packed, residual, rows, height = shape.out_height, input = context.layout.float_image(source),
+      [packed, residual, rows, input = context.layout.float_image(source),
        other = residual ? context.in_float_image(1) : FloatSlot{},
        output = context.out_floats()](const Frame& frame, int64_t begin, int64_t end) {
         FloatConvImages images{input.read_image(frame), {}, output.image(frame)};
@@ -50,10 +51,8 @@ std::unique_ptr<Step> make_float_conv_step(const StepContext& context) {
         images.residual_step = other.read_step(frame);
         images.output_step = output.step(frame);
         images.scratch = frame.scratch;
-        if (images.count > 1 || rows == 1) {
-          // Frames of several images are not divided.
-          packed->run(images, 0, height, images.count > 1 ? 0 : begin,
-                      images.count > 1 ? packed->panels() : end);
+        if (images.count > 1) {
+          packed->run(images, 0, rows, 0, packed->panels());  // frames of several images are not divided
         } else {
           run_parts(*packed, images, rows, begin, end);
         }
