@@ -108,16 +108,26 @@ def load(header: container.Header, data: Buffer, sha256: str | None, max_decoded
             _refuse("E_DIGEST", "sha256", sha256, computed)
     container.check_digest(data)
     parsed = metadata.load(header.metadata)
+    check_metadata(parsed, header, max_decoded_bytes)
+    graph = decode(parsed, header, data)
+    checks.check_values(graph)
+    return graph
+
+
+def check_metadata(parsed: metadata.Metadata, header: container.Header, max_decoded_bytes: int) -> None:
+    """All that can be checked before anything is decoded."""
     checks.check_structure(parsed.graph, max_decoded_bytes)
     _check_entries(parsed, header.tensors)
     _check_decoded_bytes(parsed.graph, max_decoded_bytes)
+
+
+def decode(parsed: metadata.Metadata, header: container.Header, data: Buffer) -> Graph:
+    """The graph with the contents of its tensors."""
     nodes = tuple(
         replace(node, tensors=_decode_node(index, node, parsed.weights.get(index), header.tensors, data))
         for index, node in enumerate(parsed.graph.nodes)
     )
-    graph = Graph(parsed.graph.input, nodes)
-    checks.check_values(graph)
-    return graph
+    return Graph(parsed.graph.input, nodes)
 
 
 def expected_entries(node: Node, record: WeightRecord | None) -> dict[str, tuple[str, tuple[int, ...] | None]]:
