@@ -163,6 +163,56 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   return out;
 }
 
+// Tokens for which one check of their sums serves all.
+constexpr int64_t kTokensTogether = 256;
+
+// Puts values where the tokens say, and zeros between.
+struct Scatter {
+  int escape;
+  int64_t nnz, count;
+  int8_t* output;
+  const uint8_t* values;
+  int64_t position = 0, done = 0;
+
+  // kTokensTogether tokens without a branch. False, and nothing done, where they might lead beyond the values.
+  bool block(const uint8_t* tokens) {
+    int64_t zeros = 0, escapes = 0;
+    for (int64_t i = 0; i < kTokensTogether; ++i) {
+      zeros += tokens[i];
+      escapes += tokens[i] == escape;
+    }
+    const int64_t found = kTokensTogether - escapes, size = zeros + found;
+    // An escape writes a zero where the next value comes, and reads that value.
+    if (size >= count - position || found >= nnz - done) return false;
+    std::fill_n(output + position, size, int8_t{0});
+    int8_t* to = output + position;
+    const uint8_t* from = values + done;
+    for (int64_t i = 0; i < kTokensTogether; ++i) {
+      const int is_value = tokens[i] != escape;
+      to += tokens[i];
+      *to = static_cast<int8_t>(*from & -is_value);  // a branch could not be predicted
+      to += is_value;
+      from += is_value;
+    }
+    position += size;
+    done += found;
+    return true;
+  }
+
+  void one(int token, int64_t index, const std::string& field) {
+    const bool is_value = token != escape;
+    if (is_value && (token >= count - position || done == nnz)) {
+      throw FormatError(done == nnz ? "E_CSR_NNZ" : "E_CSR_INDEX", field + ".gaps", index,
+                        std::to_string(nnz) + " values at positions below " + std::to_string(count),
+                        "value " + std::to_string(done) + " at " + std::to_string(position + token));
+    }
+    const int64_t zeros = std::min<int64_t>(token, count - position);  // more are refused with the last token
+    std::fill_n(output + position, zeros, int8_t{0});
+    position += zeros;
+    if (is_value) output[position++] = static_cast<int8_t>(values[done++]);
+  }
+};
+
 void check(ByteSpan payload, WeightShape shape, const std::string& field) {
   read_header(payload, shape.count, field);
 }
@@ -170,28 +220,26 @@ void check(ByteSpan payload, WeightShape shape, const std::string& field) {
 void decode(ByteSpan payload, WeightShape shape, int8_t* output, const std::string& field, const Parallel&) {
   const int64_t count = shape.count;
   const Header header = read_header(payload, count, field);
-  std::fill(output, output + count, int8_t{0});
-  if (header.nnz == 0) return;
+  if (header.nnz == 0) {
+    std::fill(output, output + count, int8_t{0});
+    return;
+  }
   const Bytes tokens = decode_stream(header.gap_lengths, 0, header.gaps, header.gap_spare, header.tokens,
                                      field + ".gaps.stream");
   const Bytes values = decode_stream(header.value_lengths, kFlip, header.values, header.value_spare, header.nnz,
                                      field + ".values.stream");
-  int64_t position = 0, done = 0;
-  for (int64_t t = 0; t < header.tokens; ++t) {
-    position += tokens[t];
-    if (tokens[t] == header.escape) continue;
-    if (position >= count || done == header.nnz) {
-      throw FormatError(done == header.nnz ? "E_CSR_NNZ" : "E_CSR_INDEX", field + ".gaps", t,
-                        std::to_string(header.nnz) + " values at positions below " + std::to_string(count),
-                        "value " + std::to_string(done) + " at " + std::to_string(position));
-    }
-    output[position++] = static_cast<int8_t>(values[done++]);
+  Scatter scatter{header.escape, header.nnz, count, output, values.get()};
+  int64_t token = 0;
+  for (; token + kTokensTogether <= header.tokens; token += kTokensTogether) {
+    if (!scatter.block(tokens.get() + token)) break;
   }
-  if (done != header.nnz || tokens[header.tokens - 1] == header.escape) {
+  for (; token < header.tokens; ++token) scatter.one(tokens[token], token, field);
+  if (scatter.done != header.nnz || tokens[header.tokens - 1] == header.escape) {
     throw FormatError("E_CSR_NNZ", field + ".gaps", header.tokens - 1,
                       std::to_string(header.nnz) + " values, the last token one of them",
-                      std::to_string(done) + " values");
+                      std::to_string(scatter.done) + " values");
   }
+  std::fill(output + scatter.position, output + count, int8_t{0});
 }
 
 PayloadParts parts(ByteSpan payload, WeightShape shape, const std::string& field) {

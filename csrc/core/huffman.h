@@ -45,7 +45,10 @@ int huffman_encode(const HuffmanLengths& lengths, const uint8_t* symbols, int64_
 // at least one bit). To be called before anything is allocated for the symbols.
 void check_huffman_stream(ByteSpan stream, int spare_bits, int64_t count, const std::string& field);
 
-// Decodes whole groups of symbols by one look-up of 12 bits.
+// Decodes by look-ups of 12 bits. Each one waits for the length of what the one before found; so a long stream
+// is decoded at several places at once, of which all but the first are guesses. Codes of different lengths fall
+// into step after some symbols, wherever one begins (Klein and Wiseman 2003), and from there on the guess was
+// right.
 class HuffmanDecoder {
  public:
   // `lengths` must have passed check_huffman_lengths. Decoded bytes are symbol ^ flip.
@@ -54,16 +57,28 @@ class HuffmanDecoder {
   void decode(ByteSpan stream, int spare_bits, uint8_t* output, int64_t count, const std::string& field) const;
 
  private:
-  struct Entry {
-    uint32_t symbols;  // up to 4, first in the lowest byte
-    uint8_t count;
-    uint8_t bits;          // of all of them
-    uint8_t first_length;  // of the first
+  struct Single {
+    uint8_t symbol, length;
+  };
+  // As many whole codes as 12 bits hold, up to 4; the first symbol in the lowest byte.
+  struct Group {
+    uint32_t symbols;
+    uint8_t count, bits;
+  };
+  // Where a decoder stands.
+  struct Place {
+    int64_t position = 0;  // bits from the stream's start
+    int64_t done = 0;      // symbols
   };
 
   void decode_single(ByteSpan stream, uint8_t* output, int64_t count, const std::string& field) const;
+  // Decodes as long as whole chunks can be guessed at.
+  Place decode_guessing(ByteSpan stream, uint8_t* output, int64_t count) const;
+  Single at(ByteSpan stream, int64_t position) const;
 
-  std::array<Entry, kHuffmanTableSize> table_;
+  std::array<Single, kHuffmanTableSize> singles_;
+  std::array<Group, kHuffmanTableSize> groups_;
+  bool grouped_ = false;  // whether groups_ pays
   bool single_ = false;
   uint8_t single_symbol_ = 0;
 };
