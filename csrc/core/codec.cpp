@@ -5,8 +5,8 @@
 namespace pqk {
 
 const std::vector<WeightCodec>& weight_codecs() {
-  static const std::vector<WeightCodec> codecs{kRawCodec, kBitmaskCodec, kCsrCodec, kHuffmanCodec,
-                                               kSparseHuffmanCodec};
+  static const std::vector<WeightCodec> codecs{kRawCodec,     kBitmaskCodec,       kCsrCodec,
+                                               kHuffmanCodec, kSparseHuffmanCodec, kInterleavedHuffmanCodec};
   return codecs;
 }
 

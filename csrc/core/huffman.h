@@ -20,8 +20,12 @@ inline constexpr int kHuffmanTableSize = 1 << kHuffmanMaxLength;
 using HuffmanCounts = std::array<uint64_t, kHuffmanSymbols>;
 using HuffmanLengths = std::array<uint8_t, kHuffmanSymbols>;  // 0: the symbol is not used
 
-// Code lengths of 1..12 for every symbol with a count, minimal in total bits. One used symbol gets length 1.
-HuffmanLengths optimal_huffman_lengths(const HuffmanCounts& counts);
+// How often each symbols[i] ^ flip occurs.
+HuffmanCounts huffman_counts(const uint8_t* symbols, int64_t count, uint8_t flip);
+
+// Code lengths of 1..max_length for every symbol with a count (2^max_length of them at most), minimal in total
+// bits. One used symbol gets length 1.
+HuffmanLengths optimal_huffman_lengths(const HuffmanCounts& counts, int max_length = kHuffmanMaxLength);
 // The same, minimal in codes and length table together: lengths that rise and fall evenly have a smaller table,
 // which counts where symbols are few. May give lengths to symbols without a count, but never to `unused`.
 HuffmanLengths huffman_lengths(const HuffmanCounts& counts, int unused = -1);

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <numeric>
 
-#include "core/bit_stream.h"
 #include "core/huffman.h"
+#include "core/huffman_steps.h"
 
 namespace pqk {
 namespace {
@@ -28,41 +28,9 @@ std::vector<Item> package_and_merge(const std::vector<Item>& leaves, const std::
 // A symbol's length is coded against that of the used symbol before it.
 constexpr int kFirstPredecessor = 8;
 
-// Tokens: 0 same; 10s one more or less; 110 not used; 111 u s by two or more, u unary. s is 1 for less.
 template <class Put>
 void put_token(int length, int predecessor, const Put& put) {
-  const int delta = length - predecessor;
-  const int size = std::abs(delta);
-  if (length == 0) {
-    put(0b110, 3);
-  } else if (size == 0) {
-    put(0, 1);
-  } else if (size == 1) {
-    put(0b100 | (delta < 0), 3);
-  } else {
-    put(0b111, 3);
-    for (int i = 2; i < size; ++i) put(1, 1);
-    put(delta < 0, 2);
-  }
-}
-
-int read_token(BitReader& bits, int predecessor, const std::string& field) {
-  if (!bits.get()) return predecessor;
-  int size = 1;
-  if (bits.get()) {
-    if (!bits.get()) return 0;
-    for (size = 2; bits.get();) {
-      if (++size >= kHuffmanMaxLength) {
-        throw FormatError("E_HUFF_LENGTH", field, bits.byte_offset(), "a step of at most 11", "a larger one");
-      }
-    }
-  }
-  const int length = bits.get() ? predecessor - size : predecessor + size;
-  if (length < 1 || length > kHuffmanMaxLength) {
-    throw FormatError("E_HUFF_LENGTH", field, bits.byte_offset(), "a code length of 1..12",
-                      std::to_string(length));
-  }
-  return length;
+  length ? put_step(length, predecessor, put) : put_no_step(put);
 }
 
 struct UsedRange {
@@ -103,7 +71,23 @@ UsedRange used_range(const HuffmanLengths& lengths) {
 
 }  // namespace
 
-HuffmanLengths optimal_huffman_lengths(const HuffmanCounts& counts) {
+HuffmanCounts huffman_counts(const uint8_t* symbols, int64_t count, uint8_t flip) {
+  // Four at a time: equal neighbours would wait for each other's sum.
+  std::array<HuffmanCounts, 4> parts{};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    for (int k = 0; k < 4; ++k) ++parts[k][symbols[i + k]];
+  }
+  for (; i < count; ++i) ++parts[0][symbols[i]];
+  HuffmanCounts counts;
+  for (int s = 0; s < kHuffmanSymbols; ++s) {
+    const int from = s ^ flip;
+    counts[s] = parts[0][from] + parts[1][from] + parts[2][from] + parts[3][from];
+  }
+  return counts;
+}
+
+HuffmanLengths optimal_huffman_lengths(const HuffmanCounts& counts, int max_length) {
   HuffmanLengths lengths{};
   std::vector<int> symbols;
   for (int s = 0; s < kHuffmanSymbols; ++s) {
@@ -116,7 +100,8 @@ HuffmanLengths optimal_huffman_lengths(const HuffmanCounts& counts) {
   std::vector<Item> leaves;
   for (const int s : symbols) leaves.push_back({counts[s], true});
   std::vector<std::vector<Item>> levels{leaves};
-  while (levels.size() < kHuffmanMaxLength) levels.push_back(package_and_merge(leaves, levels.back()));
+  while (static_cast<int>(levels.size()) < max_length)
+    levels.push_back(package_and_merge(leaves, levels.back()));
   // The 2n - 2 lightest items of the last level cover each leaf as often as its code is long.
   size_t taken = 2 * symbols.size() - 2;
   for (auto level = levels.rbegin(); level != levels.rend(); ++level) {
@@ -195,9 +180,10 @@ HuffmanLengths read_huffman_lengths(ByteReader& reader) {
   BitReader bits(reader, "lengths");
   int predecessor = kFirstPredecessor;
   for (int s = first; s <= last; ++s) {
-    const int length = read_token(bits, predecessor, field);
+    const int length = read_step(bits, predecessor, 1, kHuffmanMaxLength, field);
+    if (length == kNoStep) continue;
     lengths[s] = static_cast<uint8_t>(length);
-    if (length) predecessor = length;
+    predecessor = length;
   }
   bits.check_spare("E_HUFF_LENGTH", field);
   check_huffman_lengths(lengths, field);
