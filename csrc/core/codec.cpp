@@ -5,8 +5,13 @@
 namespace pqk {
 
 const std::vector<WeightCodec>& weight_codecs() {
-  static const std::vector<WeightCodec> codecs{kRawCodec,     kBitmaskCodec,       kCsrCodec,
-                                               kHuffmanCodec, kSparseHuffmanCodec, kInterleavedHuffmanCodec};
+  static const std::vector<WeightCodec> codecs{kRawCodec,
+                                               kBitmaskCodec,
+                                               kCsrCodec,
+                                               kHuffmanCodec,
+                                               kSparseHuffmanCodec,
+                                               kInterleavedHuffmanCodec,
+                                               kInterleavedSparseHuffmanCodec};
   return codecs;
 }
 

@@ -10,8 +10,6 @@
 namespace pqk {
 namespace {
 
-constexpr uint8_t kFlip = 0x80;  // value byte ^ 0x80 == value + 128
-
 struct Header {
   ChunkRange range;
   int tail_blocks = 0;
@@ -26,7 +24,7 @@ Header read_header(ByteSpan payload, WeightShape shape, const std::string& field
   Header header{{read_rows_per_chunk(reader, shape), shape}, 0, {}, {}, {}};
   header.tail_blocks = read_tail_blocks(reader);
   header.parts.header = reader.offset();
-  header.code = read_interleaved_code(reader);
+  header.code = read_interleaved_code(reader, "streams");
   header.parts.tables = reader.offset() - header.parts.header;
   const int64_t chunks = header.range.chunks();
   if (chunks > reader.remaining()) reader.take(chunks, "chunks");
@@ -50,7 +48,7 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
     throw FormatError("E_LIMIT", "weight", -1, "fewer than 2^32 rows", std::to_string(shape.rows));
   }
   const uint8_t* symbols = reinterpret_cast<const uint8_t*>(values);
-  const HuffmanCounts counts = huffman_counts(symbols, shape.count, kFlip);
+  const HuffmanCounts counts = huffman_counts(symbols, shape.count, kInterleavedFlip);
   const InterleavedCode code = interleaved_code(counts);
   const ChunkRange range{choose_rows_per_chunk(shape, shape.count), shape};
   const int tail_blocks = shape.count < kLargeTensor ? interleaved_tail_blocks(code, counts) : 0;
@@ -61,7 +59,8 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   write_interleaved_code(code, out);
   for (int64_t chunk = 0; chunk < range.chunks(); ++chunk) {
     const size_t begin = streams.size();
-    interleaved_encode(code, symbols + range.begin(chunk), range.count(chunk), kFlip, tail_blocks, streams);
+    interleaved_encode(code, symbols + range.begin(chunk), range.count(chunk), kInterleavedFlip, tail_blocks,
+                       streams);
     put_chunk_size(streams.size() - begin, out);
   }
   out.insert(out.end(), streams.begin(), streams.end());
@@ -77,7 +76,7 @@ void decode(ByteSpan payload, WeightShape shape, int8_t* output, const std::stri
             const Parallel& parallel) {
   if (shape.count == 0) return check_empty(payload, field);
   const Header header = read_header(payload, shape, field);
-  const InterleavedTable table(header.code, kFlip);
+  const InterleavedTable table(header.code, kInterleavedFlip);
   for_each_chunk(header.range.chunks(), parallel, [&](int64_t chunk) {
     const int64_t count = header.range.count(chunk);
     InterleavedDecoder decoder(table, header.chunks[chunk], count, header.tail_blocks, field + ".streams");
@@ -113,7 +112,7 @@ class Cursor final : public RowCursor {
 class Coded final : public CodedWeight {
  public:
   Coded(Header header, std::string field)
-      : header_(std::move(header)), table_(header_.code, kFlip), field_(std::move(field)) {}
+      : header_(std::move(header)), table_(header_.code, kInterleavedFlip), field_(std::move(field)) {}
 
   int64_t rows_per_chunk() const override { return header_.range.rows_per_chunk; }
   std::unique_ptr<RowCursor> open(int64_t chunk) const override {

@@ -22,6 +22,7 @@ namespace pqk {
 inline constexpr int kInterleavedStreams = 128;
 inline constexpr int kInterleavedSteps = 4;  // consecutive symbols of a block that go to one stream
 inline constexpr int kInterleavedBlock = kInterleavedStreams * kInterleavedSteps;
+inline constexpr uint8_t kInterleavedFlip = 0x80;  // value byte ^ 0x80 == value + 128, the symbol of a value
 inline constexpr int kInterleavedMaxPrefix = 6;
 inline constexpr int kInterleavedMaxExtra = 7;
 inline constexpr int kInterleavedTableSize = 1 << kInterleavedMaxPrefix;
@@ -47,7 +48,8 @@ uint64_t interleaved_bits(const HuffmanCounts& counts, const InterleavedCode& co
 int interleaved_period(const InterleavedCode& code);
 
 void write_interleaved_code(const InterleavedCode& code, std::vector<uint8_t>& out);
-InterleavedCode read_interleaved_code(ByteReader& reader);  // checked
+// Checked; `what` is coded, for errors.
+InterleavedCode read_interleaved_code(ByteReader& reader, const char* what);
 
 // Appends the streams of `symbols[i] ^ flip`. The symbols after the last whole block, and of `tail_blocks`
 // whole blocks before them, go where the streams have bits left, and after them.

@@ -196,15 +196,16 @@ void write_interleaved_code(const InterleavedCode& code, std::vector<uint8_t>& o
   bits.finish();
 }
 
-InterleavedCode read_interleaved_code(ByteReader& reader) {
-  const std::string field = reader.field() + ".lengths";
+InterleavedCode read_interleaved_code(ByteReader& reader, const char* what) {
+  const std::string name = std::string(what) + ".lengths";
+  const std::string field = reader.field() + "." + name;
   const int64_t start = reader.offset();
-  const int first = reader.u8("lengths"), last = reader.u8("lengths");
+  const int first = reader.u8(name.c_str()), last = reader.u8(name.c_str());
   if (last < first) {
     throw FormatError("E_HUFF_LENGTH", field, start, "a last symbol of at least " + std::to_string(first),
                       std::to_string(last));
   }
-  BitReader bits(reader, "lengths");
+  BitReader bits(reader, name.c_str());
   const bool wide = bits.get();
   InterleavedCode code;
   InterleavedToken previous{0, kFirstExtra, kFirstLength};

@@ -1,0 +1,127 @@
+#include "core/interleaved_sparse.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/interleaved_chunks.h"
+
+namespace pqk {
+namespace {
+
+constexpr std::array<int, 6> kLongestGaps{7, 15, 31, 63, 127, 255};
+constexpr int kGapBins = 2048;  // longer gaps are few
+
+// The zeros before each non-zero value, from the value or chunk before it.
+struct Gaps {
+  std::vector<uint32_t> gaps;
+  std::vector<uint8_t> values;
+  std::vector<int64_t> chunk_ends;
+  std::vector<uint32_t> bins = std::vector<uint32_t>(kGapBins);
+  std::vector<uint32_t> longer;
+};
+
+Gaps find_gaps(const int8_t* values, const ChunkRange& range, int64_t nnz) {
+  Gaps found;
+  std::vector<uint32_t> positions(nnz + 1);  // and one to write to in vain
+  found.gaps.reserve(nnz);
+  found.values.reserve(nnz);
+  for (int64_t chunk = 0; chunk < range.chunks(); ++chunk) {
+    const int8_t* const data = values + range.begin(chunk);
+    const uint32_t count = static_cast<uint32_t>(range.count(chunk));
+    int64_t number = 0;
+    for (uint32_t i = 0; i < count; ++i) {
+      positions[number] = i;
+      number += data[i] != 0;
+    }
+    uint32_t begin = 0;
+    for (int64_t k = 0; k < number; ++k) {
+      const uint32_t gap = positions[k] - begin;
+      begin = positions[k] + 1;
+      found.gaps.push_back(gap);
+      found.values.push_back(static_cast<uint8_t>(data[positions[k]]));
+      if (gap < kGapBins) {
+        ++found.bins[gap];
+      } else {
+        found.longer.push_back(gap);
+      }
+    }
+    found.chunk_ends.push_back(static_cast<int64_t>(found.gaps.size()));
+  }
+  return found;
+}
+
+struct Choice {
+  uint64_t bits = UINT64_MAX;
+  int longest_gap = 0;
+  InterleavedCode gap_code, value_code;
+  HuffmanCounts gap_counts{}, value_counts{};
+};
+
+Choice choice_for(const Gaps& found, const HuffmanCounts& nonzero_counts, int longest_gap) {
+  Choice choice{0, longest_gap, {}, {}, {}, nonzero_counts};
+  const uint32_t step = static_cast<uint32_t>(longest_gap) + 1;
+  uint64_t fillers = 0;
+  const auto count = [&](uint32_t gap, uint64_t times) {
+    choice.gap_counts[gap % step] += times;
+    fillers += gap / step * times;
+  };
+  for (uint32_t gap = 0; gap < kGapBins; ++gap) count(gap, found.bins[gap]);
+  for (const uint32_t gap : found.longer) count(gap, 1);
+  choice.gap_counts[longest_gap] += fillers;
+  choice.value_counts[kInterleavedFlip] += fillers;
+  choice.gap_code = interleaved_code(choice.gap_counts);
+  choice.value_code = interleaved_code(choice.value_counts);
+  choice.bits = interleaved_bits(choice.gap_counts, choice.gap_code) +
+                interleaved_bits(choice.value_counts, choice.value_code);
+  return choice;
+}
+
+void append_tokens(const Gaps& found, SparseTokens& tokens) {
+  const uint32_t step = static_cast<uint32_t>(tokens.longest_gap) + 1;
+  const uint64_t total = std::accumulate(tokens.gap_counts.begin(), tokens.gap_counts.end(), uint64_t{0});
+  tokens.gaps.reserve(total);
+  tokens.values.reserve(total);
+  size_t k = 0;
+  for (const int64_t end : found.chunk_ends) {
+    for (; k < static_cast<size_t>(end); ++k) {
+      uint32_t gap = found.gaps[k];
+      for (; gap >= step; gap -= step) {
+        tokens.gaps.push_back(static_cast<uint8_t>(tokens.longest_gap));
+        tokens.values.push_back(0);
+      }
+      tokens.gaps.push_back(static_cast<uint8_t>(gap));
+      tokens.values.push_back(found.values[k]);
+    }
+    tokens.chunk_ends.push_back(static_cast<int64_t>(tokens.gaps.size()));
+  }
+}
+
+}  // namespace
+
+SparseTokens sparse_tokens(const int8_t* values, WeightShape shape) {
+  if (shape.count > UINT32_MAX) {
+    throw FormatError("E_LIMIT", "weight", -1, "fewer than 2^32 weights", std::to_string(shape.count));
+  }
+  HuffmanCounts counts =
+      huffman_counts(reinterpret_cast<const uint8_t*>(values), shape.count, kInterleavedFlip);
+  const int64_t nnz = shape.count - static_cast<int64_t>(counts[kInterleavedFlip]);
+  SparseTokens tokens;
+  if (nnz == 0) return tokens;
+  counts[kInterleavedFlip] = 0;
+  tokens.rows_per_chunk = choose_rows_per_chunk(shape, nnz);
+  const Gaps found = find_gaps(values, {tokens.rows_per_chunk, shape}, nnz);
+  Choice best;
+  for (const int longest_gap : kLongestGaps) {
+    Choice choice = choice_for(found, counts, longest_gap);
+    if (choice.bits < best.bits) best = std::move(choice);
+  }
+  tokens.longest_gap = best.longest_gap;
+  tokens.gap_code = std::move(best.gap_code);
+  tokens.value_code = std::move(best.value_code);
+  tokens.gap_counts = best.gap_counts;
+  tokens.value_counts = best.value_counts;
+  append_tokens(found, tokens);
+  return tokens;
+}
+
+}  // namespace pqk
