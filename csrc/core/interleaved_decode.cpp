@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 
 #include "core/interleaved_huffman.h"
 
@@ -29,6 +30,8 @@ uint32_t reversed(uint32_t code, int length) {
 
 InterleavedTable::InterleavedTable(const InterleavedCode& code, uint8_t flip)
     : symbol{}, bits{}, prefix{}, mask{}, period(interleaved_period(code)), single(code.size() == 1) {
+  is_short = std::all_of(code.begin(), code.end(),
+                         [](const InterleavedToken& token) { return token.length < kInterleavedMaxPrefix; });
   wide = std::any_of(code.begin(), code.end(), [](const InterleavedToken& token) { return token.extra > 0; });
   if (single) symbol[0] = code[0].base ^ flip;
   if (single) return;
@@ -152,12 +155,20 @@ void InterleavedDecoder::begin_tail() {
 
 void InterleavedDecoder::decode_tail(uint8_t* output, int64_t count) {
   if (!tail_begun_) begin_tail();
+  constexpr int kAtOnce = 4, kLongest = kInterleavedMaxPrefix + kInterleavedMaxExtra;
+  static_assert(kAtOnce * kLongest <= 64 - 7);
   int64_t position = tail_position_;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t window = load_le(tail_.data() + position / 8, 4) >> (position % 8);
-    const uint32_t index = window % kInterleavedTableSize;
-    output[i] = table_.symbol[index] | (window >> table_.prefix[index] & table_.mask[index]);
-    position += table_.bits[index];
+  for (int64_t begin = 0; begin < count; begin += kAtOnce) {
+    uint64_t window;
+    std::memcpy(&window, tail_.data() + position / 8, sizeof window);
+    window >>= position % 8;
+    for (int64_t i = begin; i < std::min(begin + kAtOnce, count); ++i) {
+      const uint64_t index = window % kInterleavedTableSize;
+      output[i] =
+          static_cast<uint8_t>(table_.symbol[index] | (window >> table_.prefix[index] & table_.mask[index]));
+      position += table_.bits[index];
+      window >>= table_.bits[index];
+    }
     if (position > tail_bits_) fail("more symbols in the stream", "its end");
   }
   tail_position_ = position;

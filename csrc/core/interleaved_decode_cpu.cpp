@@ -36,13 +36,23 @@ namespace {
 constexpr int kRegisters = kInterleavedStreams / 16;
 constexpr int64_t kUpperHalf = 0x2020202000000000;
 
-template <int Period, bool Wide>
+// 128 bytes, of which each byte of `index` selects one; 64 for short codes, whose second half is the same.
+template <bool Short>
+struct ByteTable {
+  __m512i low, high;
+
+  explicit ByteTable(const std::array<uint8_t, kInterleavedTableSize>& bytes)
+      : low(_mm512_load_si512(bytes.data())), high(_mm512_load_si512(bytes.data() + 64)) {}
+  __m512i operator()(__m512i index) const {
+    return Short ? _mm512_permutexvar_epi8(index, low) : _mm512_permutex2var_epi8(low, index, high);
+  }
+};
+
+template <int Period, bool Short, bool Wide>
 int64_t decode_blocks(const InterleavedTable& table, InterleavedLanes& lanes, const uint8_t* end,
                       int64_t blocks, uint8_t* output) {
-  const __m512i table_symbol = _mm512_load_si512(table.symbol.data());
-  const __m512i table_bits = _mm512_load_si512(table.bits.data());
-  const __m512i table_prefix = _mm512_load_si512(table.prefix.data());
-  const __m512i table_mask = _mm512_load_si512(table.mask.data());
+  const ByteTable<Short> table_symbol(table.symbol), table_bits(table.bits);
+  const ByteTable<Short> table_prefix(table.prefix), table_mask(table.mask);
   const __m512i is_dry = _mm512_set1_epi32(0x10), refilled = _mm512_set1_epi8(0x2f);
   __m512i buffer[kRegisters], position[kRegisters];
   for (int r = 0; r < kRegisters; ++r) {
@@ -73,17 +83,14 @@ int64_t decode_blocks(const InterleavedTable& table, InterleavedLanes& lanes, co
 #pragma GCC unroll 8
       for (int r = 0; r < kRegisters; ++r) {
         const __m512i index = _mm512_multishift_epi64_epi8(position[r], buffer[r]);
+        __m512i symbol = table_symbol(index);
         if (Wide) {
-          const __m512i behind = _mm512_add_epi8(position[r], _mm512_permutexvar_epi8(index, table_prefix));
+          const __m512i behind = _mm512_add_epi8(position[r], table_prefix(index));
           const __m512i plain = _mm512_multishift_epi64_epi8(behind, buffer[r]);
-          const __m512i symbol =
-              _mm512_ternarylogic_epi32(_mm512_permutexvar_epi8(index, table_symbol), plain,
-                                        _mm512_permutexvar_epi8(index, table_mask), 0xf8);  // a | (b & c)
-          symbols[r] = _mm512_mask_mov_epi8(symbols[r], place, symbol);
-        } else {
-          symbols[r] = _mm512_mask_permutexvar_epi8(symbols[r], place, index, table_symbol);
+          symbol = _mm512_ternarylogic_epi32(symbol, plain, table_mask(index), 0xf8);  // a | (b & c)
         }
-        position[r] = _mm512_add_epi8(position[r], _mm512_permutexvar_epi8(index, table_bits));
+        symbols[r] = _mm512_mask_mov_epi8(symbols[r], place, symbol);
+        position[r] = _mm512_add_epi8(position[r], table_bits(index));
       }
     }
 #pragma GCC unroll 8
@@ -99,24 +106,26 @@ int64_t decode_blocks(const InterleavedTable& table, InterleavedLanes& lanes, co
 
 #elif PQK_ISA_LEVEL == 1
 
-// A table of 64 bytes as four of 16, which the 32 bytes of `index` select from.
+// A table of 128 bytes as eight of 16, which the 32 bytes of `index` select from; four for short codes.
+template <bool Short>
 struct ByteTable {
-  __m256i quarter[4];
+  const uint8_t* bytes;
 
-  explicit ByteTable(const uint8_t* bytes) {
-    for (int q = 0; q < 4; ++q) {
-      quarter[q] =
-          _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes + 16 * q)));
-    }
+  explicit ByteTable(const std::array<uint8_t, kInterleavedTableSize>& table) : bytes(table.data()) {}
+  __m256i part(int p, __m256i index) const {
+    const __m128i sixteen = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes + 16 * p));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(sixteen), index);
   }
-  __m256i operator()(__m256i index) const {
+  __m256i half(int h, __m256i index) const {
     const __m256i bit4 = _mm256_slli_epi16(index, 3),
                   bit5 = _mm256_slli_epi16(index, 2);  // blends look at bit 7
-    const __m256i low = _mm256_blendv_epi8(_mm256_shuffle_epi8(quarter[0], index),
-                                           _mm256_shuffle_epi8(quarter[1], index), bit4);
-    const __m256i high = _mm256_blendv_epi8(_mm256_shuffle_epi8(quarter[2], index),
-                                            _mm256_shuffle_epi8(quarter[3], index), bit4);
+    const __m256i low = _mm256_blendv_epi8(part(4 * h, index), part(4 * h + 1, index), bit4);
+    const __m256i high = _mm256_blendv_epi8(part(4 * h + 2, index), part(4 * h + 3, index), bit4);
     return _mm256_blendv_epi8(low, high, bit5);
+  }
+  __m256i operator()(__m256i index) const {
+    return Short ? half(0, index)
+                 : _mm256_blendv_epi8(half(0, index), half(1, index), _mm256_slli_epi16(index, 1));
   }
 };
 
@@ -163,12 +172,12 @@ inline void refill(__m256i& buffer, __m256i& position, const uint8_t*& next) {
 }
 
 // A quarter of the streams at a time, 4 registers of 8; their state is in the first-level cache.
-template <int Period, bool Wide>
+template <int Period, bool Short, bool Wide>
 int64_t decode_blocks(const InterleavedTable& table, InterleavedLanes& lanes, const uint8_t* end,
                       int64_t blocks, uint8_t* output) {
   constexpr int kQuarters = kInterleavedStreams / 32;
-  const ByteTable table_symbol(table.symbol.data()), table_bits(table.bits.data());
-  const ByteTable table_prefix(table.prefix.data()), table_mask(table.mask.data());
+  const ByteTable<Short> table_symbol(table.symbol), table_bits(table.bits);
+  const ByteTable<Short> table_prefix(table.prefix), table_mask(table.mask);
   const __m256i index_mask = _mm256_set1_epi8(kInterleavedTableSize - 1);
   const uint8_t* next = lanes.next;
   int64_t done = 0;
@@ -218,7 +227,7 @@ int64_t decode_blocks(const InterleavedTable& table, InterleavedLanes& lanes, co
 
 #else
 
-template <int Period, bool Wide>
+template <int Period, bool Short, bool Wide>
 int64_t decode_blocks(const InterleavedTable& table, InterleavedLanes& lanes, const uint8_t* end,
                       int64_t blocks, uint8_t* output) {
   const uint8_t* next = lanes.next;
@@ -250,17 +259,18 @@ int64_t decode_blocks(const InterleavedTable& table, InterleavedLanes& lanes, co
 
 #endif
 
-template <bool Wide>
-InterleavedKernel* kernel_of(int period) {
-  return period == 4 ? decode_blocks<4, Wide> : period == 2 ? decode_blocks<2, Wide> : decode_blocks<1, Wide>;
+// Codes without plain bits have at most 7 bits, those with them are seldom short.
+InterleavedKernel* kernel_for(const InterleavedTable& table) {
+  if (table.wide) return table.period == 1 ? decode_blocks<1, false, true> : decode_blocks<2, false, true>;
+  if (table.period == 4) return decode_blocks<4, true, false>;
+  return table.is_short ? decode_blocks<2, true, false> : decode_blocks<2, false, false>;
 }
 
 }  // namespace
 
 int64_t interleaved_kernel(const InterleavedTable& table, InterleavedLanes& lanes, const uint8_t* end,
                            int64_t blocks, uint8_t* output) {
-  InterleavedKernel* const kernel = table.wide ? kernel_of<true>(table.period) : kernel_of<false>(table.period);
-  return kernel(table, lanes, end, blocks, output);
+  return kernel_for(table)(table, lanes, end, blocks, output);
 }
 
 #include "core/isa_end.h"

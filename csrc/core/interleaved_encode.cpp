@@ -150,8 +150,9 @@ int interleaved_tail_blocks(const InterleavedCode& code, const HuffmanCounts& co
   const double mean = static_cast<double>(interleaved_bits(counts, code)) / static_cast<double>(total);
   // Before the last steps a stream's position is 0..15, after them its buffer's remaining bits are free.
   const double free_bits = 2 * kWordBits - 7.5 - interleaved_period(code) * mean;
-  const double blocks = std::max(1.0, free_bits / (kInterleavedSteps * mean));
-  return static_cast<int>(std::min<double>(std::ceil(blocks), kInterleavedMaxTailBlocks));
+  // Half a block is the mean of what does not make a whole one.
+  const double blocks = free_bits / (kInterleavedSteps * mean) - 0.5;
+  return static_cast<int>(std::clamp<double>(std::ceil(blocks), 0, kInterleavedMaxTailBlocks));
 }
 
 }  // namespace pqk

@@ -4,7 +4,7 @@
 // of 64 entries are one shuffle, and one sequence of 16-bit words serves all lanes, in the order in which they
 // run dry.
 //
-// A code word is a prefix of at most 6 bits and, for alphabets that need more, up to 7 plain bits: it then
+// A code word is a prefix of at most 7 bits and, for alphabets that need more, up to 7 plain bits: it then
 // stands for an aligned run of 2^extra symbols.
 #pragma once
 
@@ -23,7 +23,7 @@ inline constexpr int kInterleavedStreams = 128;
 inline constexpr int kInterleavedSteps = 4;  // consecutive symbols of a block that go to one stream
 inline constexpr int kInterleavedBlock = kInterleavedStreams * kInterleavedSteps;
 inline constexpr uint8_t kInterleavedFlip = 0x80;  // value byte ^ 0x80 == value + 128, the symbol of a value
-inline constexpr int kInterleavedMaxPrefix = 6;
+inline constexpr int kInterleavedMaxPrefix = 7;
 inline constexpr int kInterleavedMaxExtra = 7;
 inline constexpr int kInterleavedTableSize = 1 << kInterleavedMaxPrefix;
 inline constexpr int kInterleavedMaxTailBlocks = 7;
@@ -33,7 +33,7 @@ inline constexpr int64_t kInterleavedReach = 2 * kInterleavedBlock;
 struct InterleavedToken {
   uint8_t base;    // first symbol of the run, a multiple of its length 2^extra
   uint8_t extra;   // plain bits
-  uint8_t length;  // of the prefix, 1..6
+  uint8_t length;  // of the prefix, 1..7
 };
 
 // Tokens by rising base. Their prefixes make a complete code; or there is one token, of length 1 without plain
@@ -58,7 +58,7 @@ void interleaved_encode(const InterleavedCode& code, const uint8_t* symbols, int
 // So many that the bits that the streams have left are filled, by such symbols as counted.
 int interleaved_tail_blocks(const InterleavedCode& code, const HuffmanCounts& counts);
 
-// What decoding looks up by the next 6 bits of a stream, the first in the least significant place.
+// What decoding looks up by the next 7 bits of a stream, the first in the least significant place.
 struct InterleavedTable {
   // Decoded bytes are symbol ^ flip; flip is 0 or 0x80.
   InterleavedTable(const InterleavedCode& code, uint8_t flip);
@@ -68,8 +68,9 @@ struct InterleavedTable {
   alignas(64) std::array<uint8_t, kInterleavedTableSize> prefix;  // of its prefix
   alignas(64) std::array<uint8_t, kInterleavedTableSize> mask;    // of its plain bits
   int period;
-  bool wide;    // any token has plain bits
-  bool single;  // one symbol: nothing to look up
+  bool is_short;  // no prefix has more than 6 bits: the second half of each is the first
+  bool wide;      // any token has plain bits
+  bool single;    // one symbol: nothing to look up
 };
 
 // Between two blocks. A stream's next bit is bit position[s] (0..31) of buffer[s].

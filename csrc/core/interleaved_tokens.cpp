@@ -1,6 +1,7 @@
 // The choice of tokens: which runs of symbols share a prefix, and how long prefixes are; and how the file holds
 // it.
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "core/huffman_steps.h"
@@ -89,12 +90,13 @@ void assign_lengths(const HuffmanCounts& counts, InterleavedCode& code) {
   for (size_t t = 0; t < code.size(); ++t) code[t].length = lengths[t];
 }
 
-InterleavedCode wide_code(const HuffmanCounts& counts, uint64_t total) {
+InterleavedCode wide_code(const HuffmanCounts& counts) {
+  const uint64_t total = std::accumulate(counts.begin(), counts.end(), uint64_t{0});
   const RunCounts runs = run_counts(counts);
   // The price at which the tokens just fit into all prefixes. A high price makes few tokens.
-  double low = 0, high = 16.0 * static_cast<double>(total);
+  double low = static_cast<double>(total) / 65536, high = 16.0 * static_cast<double>(total);
   for (int i = 0; i < kBisections; ++i) {
-    const double price = (low + high) / 2;
+    const double price = std::sqrt(low * high);
     (RunCut(runs, price).shares() > kInterleavedTableSize ? low : high) = price;
   }
   InterleavedCode code = RunCut(runs, high).tokens();
@@ -140,7 +142,7 @@ void check_code(const InterleavedCode& code, const std::string& field) {
   const bool single = code.size() == 1 && code[0].length == 1 && code[0].extra == 0;
   if (shares == kInterleavedTableSize || single) return;
   throw FormatError(shares > kInterleavedTableSize ? "E_HUFF_OVERSUBSCRIBED" : "E_HUFF_INCOMPLETE", field, -1,
-                    "a Kraft sum of 64/64", std::to_string(shares) + "/64");
+                    "a Kraft sum of 128/128", std::to_string(shares) + "/128");
 }
 
 InterleavedToken read_token(BitReader& bits, int symbol, int last, const InterleavedToken& previous, bool wide,
@@ -159,18 +161,21 @@ InterleavedToken read_token(BitReader& bits, int symbol, int last, const Interle
 }  // namespace
 
 InterleavedCode interleaved_code(const HuffmanCounts& counts) {
-  const uint64_t total = std::accumulate(counts.begin(), counts.end(), uint64_t{0});
   InterleavedCode narrow;
   for (int s = 0; s < kHuffmanSymbols; ++s) {
     if (counts[s]) narrow.push_back({static_cast<uint8_t>(s), 0, 0});
   }
-  const bool fits = narrow.size() <= kInterleavedTableSize;
-  if (fits) assign_lengths(counts, narrow);
-  if (narrow.size() == 1) return narrow;
-  InterleavedCode wide = wide_code(counts, total);
+  uint64_t acceptable = 0;  // no need to look for better
+  if (narrow.size() <= kInterleavedTableSize) {
+    assign_lengths(counts, narrow);
+    const uint64_t best = huffman_bits(counts, optimal_huffman_lengths(counts));
+    acceptable = best + best / kNarrowShare;
+    if (narrow.size() == 1 || interleaved_bits(counts, narrow) <= acceptable) return narrow;
+  }
+  const InterleavedCode wide = wide_code(counts);
   if (wide.size() == 1) return narrow;
   const uint64_t wide_cost = cost(counts, wide);
-  return fits && cost(counts, narrow) <= wide_cost + wide_cost / kNarrowShare ? narrow : wide;
+  return acceptable > 0 && cost(counts, narrow) <= wide_cost + wide_cost / kNarrowShare ? narrow : wide;
 }
 
 uint64_t interleaved_bits(const HuffmanCounts& counts, const InterleavedCode& code) {
@@ -185,7 +190,8 @@ uint64_t interleaved_bits(const HuffmanCounts& counts, const InterleavedCode& co
 int interleaved_period(const InterleavedCode& code) {
   int longest = 0;
   for (const InterleavedToken& token : code) longest = std::max(longest, token.length + token.extra);
-  return longest <= 4 ? 4 : longest <= 8 ? 2 : 1;
+  if (longest <= 4 && !is_wide(code)) return 4;
+  return longest <= 8 ? 2 : 1;
 }
 
 void write_interleaved_code(const InterleavedCode& code, std::vector<uint8_t>& out) {
