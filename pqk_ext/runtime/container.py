@@ -26,6 +26,8 @@ __all__ = ["DIGEST_OFFSET", "MIN_FILE_SIZE", "Entry", "Header", "check_digest", 
 MAX_HEADER_SIZE = 4 * 2**20
 MAX_TENSORS = 65_536
 MIN_FILE_SIZE = 64
+# More than any operator has.
+_MAX_NODE_TENSORS = 4
 
 # What every version of the format begins with, after the header's length: the digest is the metadata's first key.
 _START = b'{"__metadata__":{"pqk":"{\\"digest\\":\\"'
@@ -125,6 +127,7 @@ def parse_header(header: bytes, file_size: int) -> Header:
     text = header[8:].rstrip(b" ")
     if len(header) - 8 - len(text) > 7:
         _refuse("E_PADDING", "header", "fewer than 8 spaces at its end", len(header) - 8 - len(text))
+    _check_counts(text)
     root = strict_json.parse(text, "header")
     assert isinstance(root, dict)  # by its first byte
     outer = root.pop("__metadata__")
@@ -149,6 +152,20 @@ def parse_header(header: bytes, file_size: int) -> Header:
     if end != file_size:
         _refuse("E_FILE_LEN", "file", f"{end} bytes, as the header says", file_size)
     return Header(len(header), outer["pqk"], tensors)
+
+
+def _check_counts(text: bytes) -> None:
+    """Refuses a header of far too many tensors before millions of objects are made of it.
+
+    A tensor's key ``data_offsets`` can stand nowhere else: names have no quotes, and in the metadata they are
+    escaped. A node is an object, and so has a brace that no tensor has.
+    """
+    tensors = text.count(b'"data_offsets"')
+    if tensors > MAX_TENSORS:
+        _refuse("E_LIMIT", "header", f"at most {MAX_TENSORS} tensors", tensors)
+    nodes = text.count(b"{") - tensors
+    if tensors > _MAX_NODE_TENSORS * nodes:
+        _refuse("E_UNREFERENCED", "header", f"at most {_MAX_NODE_TENSORS} tensors for each node", tensors)
 
 
 def _parse_entry(fields: Json, field: str, base: int) -> Entry:

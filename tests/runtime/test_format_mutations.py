@@ -6,18 +6,18 @@ import json
 import math
 import struct
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pqk_ext.errors import FormatError
-from pqk_ext.runtime import Model, container
+from pqk_ext.runtime import Model
 from pqk_ext.runtime import format as pqk_format
 from pqk_ext.runtime.graph import Graph
+from tests.runtime.files import GOLDEN, sign
 
-FILES = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parent.parent / "golden").glob("v*/*.pqk"))}
+FILES = {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob("v*/*.pqk"))}
 SMALLEST = min(FILES.values(), key=len)
 LIMIT = 2**24
 
@@ -103,11 +103,6 @@ def test_ten_thousand_mutated_files_are_refused() -> None:
             outcomes[outcome(data)] += 1
     assert not {"loaded", "unnamed"} & set(outcomes)
     assert len(outcomes) >= 5
-
-
-def sign(data: bytes) -> bytes:
-    begin, end = container.DIGEST_OFFSET, container.DIGEST_OFFSET + 64
-    return data[:begin] + container._digest(data).encode() + data[end:] if len(data) >= end else data
 
 
 @pytest.mark.parametrize("name", FILES)
