@@ -74,7 +74,7 @@ class BitmaskWeight final : public CodedWeight {
    public:
     Cursor(const BitmaskWeight& weight, int64_t chunk)
         : mask_(weight.parsed_.mask.data),
-          values_(weight.parsed_.values.data + weight.before_[static_cast<size_t>(chunk)]),
+          values_(weight.parsed_.values.data + weight.nonzeros_before(chunk)),
           row_size_(weight.shape_.row_size()),
           begin_(chunk * weight.rows_per_chunk() * row_size_) {}
     void next(int64_t rows, int8_t* output) override {
@@ -86,6 +86,10 @@ class BitmaskWeight final : public CodedWeight {
     const uint8_t *mask_, *values_;
     int64_t row_size_, begin_;
   };
+
+  int64_t nonzeros_before(int64_t chunk) const {
+    return before_.empty() ? 0 : before_[static_cast<size_t>(chunk)];  // rows may hold nothing
+  }
 
   Parsed parsed_;
   WeightShape shape_;

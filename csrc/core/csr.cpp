@@ -16,8 +16,8 @@ constexpr int64_t kInt32Max = INT32_MAX;
 
 void check_counts(const CsrIndices& csr, const std::string& prefix) {
   const int64_t nnz = csr.value_count;
-  // nnz / cols first: rows * cols may not fit 64 bits.
-  const bool fits = csr.cols == 0 ? nnz == 0 : (nnz + csr.cols - 1) / csr.cols <= csr.rows;
+  // Neither rows * cols nor nnz + cols need fit 64 bits.
+  const bool fits = csr.cols == 0 ? nnz == 0 : nnz / csr.cols + (nnz % csr.cols != 0) <= csr.rows;
   if (nnz > kInt32Max || !fits) {
     refuse("E_CSR_NNZ", prefix, "values", -1,
            "at most " + std::to_string(csr.rows) + " x " + std::to_string(csr.cols) + " values, below 2^31",
@@ -27,7 +27,7 @@ void check_counts(const CsrIndices& csr, const std::string& prefix) {
     refuse("E_CSR_NNZ", prefix, "col_indices", -1, std::to_string(nnz) + " entries, one for each value",
            std::to_string(csr.col_count));
   }
-  if (csr.crow_count != csr.rows + 1) {
+  if (csr.crow_count - 1 != csr.rows) {
     refuse("E_CSR_INDPTR", prefix, "crow_indices", -1, std::to_string(csr.rows) + " + 1 entries",
            std::to_string(csr.crow_count));
   }

@@ -131,20 +131,23 @@ def test_bombs_are_refused_at_once(name: str, measured: dict[str, list[Any]]) ->
 
 def test_no_memory_for_a_tensor_is_an_error_that_names_it(tmp_path: Path) -> None:
     """What the file declares is within the limits, but the machine has less: the process goes on."""
-    (tmp_path / "large.pqk").write_bytes(linear(2**29, 2, "sparse-huffman", b"\0"))
-    (tmp_path / "small.pqk").write_bytes(SMALL)
+    paths = [tmp_path / "small.pqk", tmp_path / "large.pqk"]
+    paths[0].write_bytes(SMALL)
+    paths[1].write_bytes(linear(2**29, 2, "sparse-huffman", b"\0"))
     script = """
 import resource, sys
 from pqk_ext.runtime import format
-format.read("small.pqk")
+small, large = sys.argv[1:]
+format.read(small)
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**28,) * 2)
 try:
-    format.read("large.pqk")
+    format.read(large)
 except MemoryError as error:
     print(error)
-print(len(format.read("small.pqk").nodes))
+print(len(format.read(small).nodes))
 """
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    command = [sys.executable, "-c", script, *map(str, paths)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [f"tensors['1.weight']: no memory for its {2**30} weights", "4"]
