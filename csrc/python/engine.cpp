@@ -6,6 +6,7 @@
 
 #include "core/engine/execute.h"
 #include "core/error.h"
+#include "core/float_conv2d.h"
 #include "python/gil.h"
 #include "python/module.h"
 
@@ -247,6 +248,14 @@ void register_engine(py::module_& module) {
         return names;
       },
       "Names of the kernels for convolutions and linear layers.");
+  module.def(
+      "float_conv2d_kernels",
+      [] {
+        std::vector<std::string> names;
+        for (const FloatConv2dKernel& kernel : float_conv2d_kernels()) names.emplace_back(kernel.name);
+        return names;
+      },
+      "The same for float codebooks.");
   py::class_<PyEngine>(module, "Engine", "A graph made ready to run; see pqk_ext.runtime.Model.")
       .def(py::init<const py::object&, int, int64_t, const engine::KernelChoices&, const engine::KernelTable&,
                     bool>(),

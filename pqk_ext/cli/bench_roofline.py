@@ -219,7 +219,7 @@ def _draw_list(side: Axes, layers: list[LayerTime], labelled: list[int], profile
 
 def _kind(layer: LayerTime) -> str:
     cost = layer.cost
-    if cost.op != "conv2d":
+    if cost.op not in ("conv2d", "float_conv2d"):
         return "linear"
     if cost.groups > 1 and cost.groups == cost.input_shape[0]:
         return "depthwise"

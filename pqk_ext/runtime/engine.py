@@ -146,12 +146,15 @@ class Model:
 
 def _checked_choices(graph: Graph, kernels: Mapping[str, str] | None) -> dict[str, str]:
     choices = dict(kernels or {})
-    names = {"*", *(node.name for node in graph.nodes if node.op in ("conv2d", "linear"))}
+    integer, floats = _core.conv2d_kernels(), _core.float_conv2d_kernels()
+    known = {"*": [*integer, *floats]}
+    known |= {node.name: integer for node in graph.nodes if node.op in ("conv2d", "linear")}
+    known |= {node.name: floats for node in graph.nodes if node.op in ("float_conv2d", "float_linear")}
     for node, kernel in choices.items():
-        if node not in names:
-            raise ValueError(f"kernels: expected names of conv2d and linear nodes, or '*', got {node!r}")
-        if kernel not in _core.conv2d_kernels():
-            raise ValueError(f"kernels[{node!r}]: expected one of {', '.join(_core.conv2d_kernels())}, got {kernel!r}")
+        if node not in known:
+            raise ValueError(f"kernels: expected names of convolution and linear nodes, or '*', got {node!r}")
+        if kernel not in known[node]:
+            raise ValueError(f"kernels[{node!r}]: expected one of {', '.join(known[node])}, got {kernel!r}")
     return choices
 
 

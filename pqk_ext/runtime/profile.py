@@ -116,8 +116,12 @@ def layer_times(graph: Graph, steps: Iterable[tuple[str, str, float]]) -> list[L
 
 def _cost(graph: Graph, node: Node) -> LayerCost:
     inputs = [graph.value(index) for index in node.inputs]
-    weight = node.tensors.get("weight")
-    window = weight.shape[2:] if node.op == "conv2d" and weight is not None else node.attributes.get("kernel")
+    weight = _weight(node)
+    window = (
+        weight.shape[2:]
+        if node.op in ("conv2d", "float_conv2d") and weight is not None
+        else node.attributes.get("kernel")
+    )
     moved = sum(map(_nbytes, [*inputs, node.value])) + sum(tensor.nbytes for tensor in node.tensors.values())
     return LayerCost(
         node=node.name,
@@ -133,6 +137,15 @@ def _cost(graph: Graph, node: Node) -> LayerCost:
         macs=0 if weight is None else weight.size * math.prod(node.value.shape[1:]),
         memory_bytes=moved,
     )
+
+
+def _weight(node: Node) -> NDArray[np.generic] | None:
+    """Not codes but what they stand for, where a codebook says so: zeros are to be counted."""
+    weight = node.tensors.get("weight")
+    if weight is None or "codebook" not in node.tensors:
+        return weight
+    codes: NDArray[np.int16] = weight.astype(np.int16) + node.attributes["zero"]
+    return node.tensors["codebook"][codes]
 
 
 def _reordering(graph: Graph, name: str) -> LayerCost:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pqk_ext.runtime
+from pqk_ext import _core
 from pqk_ext.runtime import Graph, Model
 from pqk_ext.runtime import format as pqk_format
 from pqk_ext.runtime.graph import FLOAT_OPS, MAPS
@@ -23,25 +24,21 @@ def samples(graph: Graph, batch: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(0, 2, shape).astype(np.float32)
 
 
-def check(graph: Graph, batch: int = 3, seed: int = 0, threads: tuple[int, ...] = (1, 2, 3)) -> Model:
+def check(graph: Graph, batch: int = 3, seed: int = 0, threads: tuple[int, ...] = (1, 2, 3), **kernels: str) -> Model:
     """Within the bound, and equal bits for every number of threads and every batch."""
     x = samples(graph, batch, seed)
     expected = float_reference.run(graph, x)
-    model = Model.from_graph(graph)
+    choices = {"*": kernels["kernel"]} if kernels else None
+    model = Model.from_graph(graph, kernels=choices)
     got = model(x)
     assert got.shape == expected.value.shape
     excess = np.abs(got - expected.value) - expected.error
     assert excess.max() <= 0, f"{excess.max()} more than the bound {expected.error.flat[excess.argmax()]}"
     for num_threads in threads:
-        other = Model.from_graph(graph, num_threads=num_threads)
+        other = Model.from_graph(graph, num_threads=num_threads, kernels=choices)
         for size in sorted({1, 2, batch}):
             np.testing.assert_array_equal(other(x[:size]).view(np.uint32), got[:size].view(np.uint32))
     return model
-
-
-def single(op: str, b: FloatBuilder, *args: Any, **kwargs: Any) -> Graph:
-    getattr(b, op)(0, *args, **kwargs)
-    return b.graph()
 
 
 # Input, output channels, kernel, stride, padding, dilation, groups.
@@ -64,15 +61,51 @@ SHAPES: dict[str, tuple[Any, ...]] = {
 }
 
 
-@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("kernel", _core.float_conv2d_kernels())
 @pytest.mark.parametrize("name", SHAPES)
-def test_convolutions(isa: str, name: str, density: float) -> None:
+def test_convolutions(isa: str, name: str, kernel: str) -> None:
     shape, *layer = SHAPES[name]
-    for entries in (2, 16, 256):
+    for entries, density in ((2, 1.0), (16, 0.0), (16, 0.1), (256, 0.4)):
         b = FloatBuilder(shape, seed=entries, entries=entries, density=density)
         x = b.float_conv2d(0, *layer)
         b.float_conv2d(x, b.value(x).shape[0], residual=x)
-        check(b.graph(), batch=5)
+        model = check(b.graph(), batch=5, threads=(1, 3), kernel=kernel)
+        if kernel != "float_depthwise":
+            assert {kernel} == {used for name, used in model.kernels if name.startswith("float_conv2d")}
+
+
+def test_depthwise_layers_have_their_kernel(isa: str) -> None:
+    shape, *layer = SHAPES["depthwise"]
+    b = FloatBuilder(shape)
+    b.float_conv2d(0, *layer)
+    assert "float_depthwise" in [kernel for _, kernel in check(b.graph()).kernels]
+
+
+def test_sparse_layers_have_their_kernel(isa: str) -> None:
+    for density, kernel in ((0.1, "float_sparse"), (1.0, "float_direct")):
+        b = FloatBuilder((64, 8, 8), density=density)
+        b.float_conv2d(0, 64)
+        assert kernel in [name for _, name in Model.from_graph(b.graph()).kernels]
+
+
+def test_kernels_asked_for(isa: str) -> None:
+    b = FloatBuilder((8, 4, 4))
+    b.float_conv2d(0, 8)
+    with pytest.raises(ValueError, match="kernels: expected names of convolution and linear nodes, or '\\*', got 'x'"):
+        Model.from_graph(b.graph(), kernels={"x": "float_direct"})
+    with pytest.raises(ValueError, match="expected one of float_depthwise, float_sparse, float_direct, got 'direct'"):
+        Model.from_graph(b.graph(), kernels={"float_conv2d_0": "direct"})
+    with pytest.raises(ValueError, match="no kernel 'float_depthwise' for this layer"):
+        Model.from_graph(b.graph(), kernels={"float_conv2d_0": "float_depthwise"})
+
+
+def test_groups_of_images(isa: str) -> None:
+    """Small images, several of which share tiles and vectors of positions."""
+    for kernel in ("float_direct", "float_sparse"):
+        b = FloatBuilder((24, 3, 3), density=0.3)
+        x = b.float_conv2d(0, 40)
+        b.float_conv2d(b.float_conv2d(x, 40, residual=x), 20, stride=(2, 2))
+        check(b.graph(), batch=20, threads=(1, 2), kernel=kernel)
 
 
 def test_linear_layers(isa: str) -> None:

@@ -132,7 +132,7 @@ def test_unknown_kernel(kernel: str) -> None:
 
 
 def test_unknown_node() -> None:
-    with pytest.raises(ValueError, match=r"kernels: expected names of conv2d and linear nodes, or '\*', got 'x'"):
+    with pytest.raises(ValueError, match=r"kernels: expected names of convolution and linear nodes, or '\*', got 'x'"):
         Model.from_graph(sparse_graph(), kernels={"x": "direct"})
 
 

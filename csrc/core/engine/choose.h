@@ -38,6 +38,7 @@ class KernelChooser {
   // Throws std::invalid_argument for a choice by name that the layer cannot have.
   ChosenConv2d choose(const std::string& node, const Conv2dShape& shape, const Conv2dConstants& constants,
                       int64_t most_images);
+  const KernelChoices& choices() const { return options_.choices; }
   // What the table lacked.
   const KernelTable& measured() const { return measured_; }
 

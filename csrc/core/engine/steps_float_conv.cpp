@@ -1,3 +1,5 @@
+#include <stdexcept>
+
 #include "core/engine/steps.h"
 #include "core/float_conv2d.h"
 
@@ -20,6 +22,20 @@ void run_parts(const PackedFloatConv2d& packed, const FloatConvImages& images, i
   }
 }
 
+// By the kernel that the caller wants, if it has a wish.
+std::unique_ptr<PackedFloatConv2d> pack(const KernelChoices& choices, const std::string& node,
+                                        const Conv2dShape& shape, const FloatConv2dConstants& constants) {
+  const auto own = choices.find(node), all = choices.find("*");
+  if (own != choices.end()) {
+    if (auto packed = pack_float_conv2d(shape, constants, own->second)) return packed;
+    throw std::invalid_argument("kernels['" + node + "']: no kernel '" + own->second + "' for this layer");
+  }
+  if (all != choices.end()) {
+    if (auto packed = pack_float_conv2d(shape, constants, all->second)) return packed;
+  }
+  return pack_float_conv2d(shape, constants, "");
+}
+
 }  // namespace
 
 std::unique_ptr<Step> make_float_conv_step(const StepContext& context) {
@@ -33,7 +49,8 @@ std::unique_ptr<Step> make_float_conv_step(const StepContext& context) {
                                        node.bias,
                                        node.attributes.clamp_min,
                                        node.attributes.clamp_max};
-  const std::shared_ptr<const PackedFloatConv2d> packed = pack_float_conv2d(shape, constants, "");
+  const std::shared_ptr<const PackedFloatConv2d> packed =
+      pack(context.chooser.choices(), node.name, shape, constants);
   const int64_t fan_in = shape.in_channels / shape.groups * shape.kernel_height * shape.kernel_width;
   const auto products =
       static_cast<int64_t>(static_cast<double>(node.value.numel() * fan_in) * packed->share());
