@@ -127,6 +127,54 @@ def all_ops() -> Graph:
     return Graph(Value((2, 8, 8), "f32"), nodes)
 
 
+def coded(rng: np.random.Generator, entries: int, *shape: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """A weight of codes with its codebook, one entry of which is 0, and the attribute that says which."""
+    codebook = np.sort(np.append(rng.standard_normal(entries - 1), 0)).astype(np.float32)
+    zero = int(np.flatnonzero(codebook == 0)[0])
+    codes = rng.integers(max(-128, -zero), min(127, entries - 1 - zero) + 1, shape)
+    codes *= rng.random(shape) < 0.6
+    return {"weight": codes.astype(np.int8), "codebook": codebook}, {"zero": zero}
+
+
+def float_ops() -> Graph:
+    """Every operator of float codebooks, and what else takes float32 values."""
+    rng = np.random.default_rng(5)
+    conv = {**WINDOW, "dilation": [1, 1], "groups": 1}
+    pool = {"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1, 1, 1]}
+    weight_a, zero_a = coded(rng, 256, 4, 2, 3, 3)
+    weight_b, zero_b = coded(rng, 16, 4, 1, 3, 3)
+    weight_c, zero_c = coded(rng, 5, 6, 32)
+    depthwise = {**conv, "padding": [2, 2, 2, 2], "dilation": [2, 2], "groups": 4, **zero_b}
+
+    def floats(*shape: int) -> Value:
+        return Value(shape, "f32")
+
+    nodes = (
+        Node(
+            "float_conv2d",
+            "conv_a",
+            (0,),
+            floats(4, 8, 8),
+            {**conv, "padding": [1, 1, 1, 1], **zero_a, "clamp_min": 0.0, "clamp_max": 6.0},
+            {**weight_a, **affine(rng, 4)},
+        ),
+        Node("float_conv2d", "conv_b", (1, 1), floats(4, 8, 8), depthwise, {**weight_b, **affine(rng, 4)}),
+        Node("float_map", "gate", (2,), floats(4, 8, 8), {"function": "silu"}),
+        Node("float_add", "add", (2, 3), floats(4, 8, 8), {"clamp_min": 0.0}),
+        Node("concat", "concat", (3, 4), floats(8, 8, 8)),
+        Node("float_affine", "norm", (5,), floats(8, 8, 8), {"clamp_max": 2.5}, affine(rng, 8)),
+        Node("pad", "pad", (6,), floats(8, 10, 9), {"before": [0, 1, 0], "after": [0, 1, 1]}),
+        Node("slice", "slice", (7,), floats(8, 8, 8), {"start": [0, 1, 0], "stop": [8, 9, 8], "step": [1, 1, 1]}),
+        Node("float_max_pool2d", "max", (8,), floats(8, 8, 8), {**pool, "dilation": [1, 1]}),
+        Node("float_avg_pool2d", "mean", (9,), floats(8, 8, 8), {**pool, "count_include_pad": 0}),
+        Node("float_adaptive_avg_pool2d", "mean_2x2", (10,), floats(8, 2, 2), {"output_size": [2, 2]}),
+        Node("flatten", "flatten", (11,), floats(32)),
+        Node("float_linear", "linear", (12,), floats(6), dict(zero_c), {**weight_c, **affine(rng, 6)}),
+        Node("softmax", "softmax", (13,), floats(6)),
+    )
+    return Graph(floats(2, 8, 8), nodes)
+
+
 def golden() -> dict[str, tuple[Graph, str | None]]:
     """File name, graph and codec (None: the smallest) of every golden file."""
     first = ("raw", "bitmask", "csr", "huffman", "sparse-huffman")
@@ -134,6 +182,7 @@ def golden() -> dict[str, tuple[Graph, str | None]]:
         **{f"v1.0/{codec}.pqk": (small(), codec) for codec in first},
         "v1.0/four_bits.pqk": (four_bits(), None),
         "v1.0/all_ops.pqk": (all_ops(), None),
+        "v1.1/float_ops.pqk": (float_ops(), "huffman"),
         **{f"v1.1/{codec}.pqk": (small(), codec) for codec in pqk_format.CODECS if codec not in first},
     }
 

@@ -43,7 +43,7 @@ def assert_same_graph(actual: Graph, expected: Graph) -> None:
 
 
 @pytest.mark.parametrize("codec", [None, *pqk_format.CODECS])
-@pytest.mark.parametrize("builder", ["small", "four_bits", "all_ops"])
+@pytest.mark.parametrize("builder", ["small", "four_bits", "all_ops", "float_ops"])
 def test_round_trip(golden_graphs: ModuleType, tmp_path: Path, builder: str, codec: str | None) -> None:
     graph = getattr(golden_graphs, builder)()
     path = tmp_path / "net.pqk"
@@ -57,6 +57,7 @@ def test_round_trip(golden_graphs: ModuleType, tmp_path: Path, builder: str, cod
 
 def test_golden_graphs_use_every_operator(golden_graphs: ModuleType) -> None:
     assert {node.op for node in golden_graphs.all_ops().nodes} == set(OPS) - FLOAT_OPS
+    assert {node.op for node in golden_graphs.float_ops().nodes} > FLOAT_OPS
 
 
 def test_every_weight_gets_its_smallest_codec(golden_graphs: ModuleType, tmp_path: Path) -> None:

@@ -145,11 +145,15 @@ def test_a_reader_written_from_the_text_agrees(path: Path) -> None:
     for index, (node, fields) in enumerate(zip(graph.nodes, metadata["nodes"], strict=True)):
         assert (node.op, node.name, list(node.value.shape)) == (fields["op"], fields["name"], fields["shape"])
         assert list(node.inputs) == fields.get("inputs", [index])
-        assert node.value.dtype == fields.get("dtype", "u8")
+        assert node.value.dtype == fields.get("dtype", "f32" if node.op.startswith("float_") else "u8")
         assert node.value.scale == fields.get("scale")
         assert node.value.zero_point == (fields.get("zero_point", 0) if "scale" in fields else None)
         for name, value in node.attributes.items():
             assert value == fields.get(name, DEFAULTS.get(name))
+        if node.op.startswith("float_"):
+            assert "float-codebook" in metadata["required_features"]
+        if "codebook" in node.tensors:
+            assert len(node.tensors["codebook"]) == fields["weight"]["codebook"]
         for name, tensor in node.tensors.items():
             if name == "weight":
                 record = fields["weight"]
