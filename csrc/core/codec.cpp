@@ -10,6 +10,7 @@ const std::vector<WeightCodec>& weight_codecs() {
                                                kCsrCodec,
                                                kHuffmanCodec,
                                                kSparseHuffmanCodec,
+                                               kPackedCodec,
                                                kInterleavedHuffmanCodec,
                                                kInterleavedSparseHuffmanCodec};
   return codecs;

@@ -80,7 +80,7 @@ const WeightCodec& weight_codec(const std::string& name, const std::string& fiel
 void check_weight_shape(WeightShape shape, const std::string& field);
 
 // Each in its own file.
-extern const WeightCodec kRawCodec, kBitmaskCodec, kCsrCodec, kHuffmanCodec, kSparseHuffmanCodec,
+extern const WeightCodec kRawCodec, kBitmaskCodec, kCsrCodec, kHuffmanCodec, kSparseHuffmanCodec, kPackedCodec,
     kInterleavedHuffmanCodec, kInterleavedSparseHuffmanCodec;
 
 void put_varint(uint32_t value, std::vector<uint8_t>& out);
