@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from pqk_ext import _core
 from pqk_ext.runtime import format as pqk_format
 
 FILES = sorted((Path(__file__).parent.parent / "golden").glob("v*/*.pqk"))
@@ -79,6 +80,137 @@ class Payload:
             codes[f"{code:0{length}b}"] = symbol
         return codes
 
+    def token_code(self) -> dict[str, tuple[int, int]]:
+        """A code table, as the dictionary from prefixes to (base, plain bits)."""
+        first, last = self.take(2)
+        text = bits_of(self.data[self.at :])
+        at = 1
+
+        def step() -> int | None:
+            nonlocal at
+            begin = at
+            if text[at] == "0":
+                at += 1
+                return 0
+            if text.startswith("10", at):
+                at += 3
+                return 1 - 2 * int(text[begin + 2])
+            if text.startswith("110", at):
+                at += 3
+                return None
+            end = text.index("0", at + 3)
+            at = end + 2
+            return (end - begin - 1) * (1 - 2 * int(text[end + 1]))
+
+        tokens: list[tuple[int, int, int]] = []
+        symbol, length, plain = first, 4, 0
+        while symbol <= last:
+            change = step()
+            if change is None:
+                symbol += 1
+                continue
+            length += change
+            if text[0] == "1":
+                more = step()
+                assert more is not None
+                plain += more
+            tokens.append((length, symbol, plain))
+            symbol += 2**plain
+        self.at += (at + 7) // 8
+        codes: dict[str, tuple[int, int]] = {}
+        code = before = 0
+        for length, base, plain in sorted(tokens):
+            code = (code + bool(codes)) << (length - before)
+            before = length
+            codes[f"{code:0{length}b}"] = base, plain
+        return codes
+
+
+class Bits:
+    """Bits as text, first to last, that codes are taken from."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def symbol(self, codes: dict[str, tuple[int, int]]) -> int:
+        end = self.at + 1
+        while self.text[self.at : end] not in codes:
+            assert end < len(self.text)
+            end += 1
+        base, plain = codes[self.text[self.at : end]]
+        self.at = end + plain
+        assert self.at <= len(self.text)
+        return base + int(self.text[end : self.at][::-1] or "0", 2)
+
+
+def low_bits_of(data: bytes) -> str:
+    return "".join(f"{byte:08b}"[::-1] for byte in data)
+
+
+def interleaved(codes: dict[str, tuple[int, int]], data: bytes, count: int, tail_blocks: int) -> list[int]:
+    if len(codes) == 1:
+        assert data == bytes((count + 7) // 8)
+        return [base for base, _ in codes.values()] * count
+    blocks = max(0, count // 512 - tail_blocks)
+    longest = max(len(prefix) + plain for prefix, (_, plain) in codes.items())
+    no_plain = all(plain == 0 for _, plain in codes.values())
+    period = 4 if no_plain and longest <= 4 else 2 if longest <= 8 else 1
+    rest = Payload(data)
+    streams = [Bits(low_bits_of(rest.take(4))) for _ in range(128 if blocks else 0)]
+    symbols: list[int] = []
+    for _ in range(blocks):
+        block = [[0] * 4 for _ in streams]
+        for turn in range(0, 4, period):
+            for stream, four in zip(streams, block, strict=True):
+                if stream.at >= 16:
+                    stream.text = stream.text[16:] + low_bits_of(rest.take(2))
+                    stream.at -= 16
+                four[turn : turn + period] = [stream.symbol(codes) for _ in range(period)]
+        symbols += [symbol for four in block for symbol in four]
+    kept = "".join(stream.text[stream.at :] for stream in streams)
+    tail = Bits(kept + low_bits_of(data[rest.at :]))
+    symbols += [tail.symbol(codes) for _ in range(count - len(symbols))]
+    assert "1" not in tail.text[tail.at :]
+    assert len(tail.text) - max(tail.at, len(kept)) < 8
+    return symbols
+
+
+def decode_interleaved(payload: Payload, shape: list[int]) -> list[int]:
+    per_chunk, tail_blocks = payload.varint(), payload.take(1)[0]
+    codes = payload.token_code()
+    rows = [min(per_chunk, shape[0] - row) for row in range(0, shape[0], per_chunk)]
+    sizes = [payload.varint() for _ in rows]
+    row_size = int(np.prod(shape[1:]))
+    values: list[int] = []
+    for number, size in zip(rows, sizes, strict=True):
+        symbols = interleaved(codes, payload.take(size), number * row_size, tail_blocks)
+        values += [symbol - 128 for symbol in symbols]
+    return values
+
+
+def decode_interleaved_sparse(payload: Payload, shape: list[int]) -> list[int]:
+    row_size = int(np.prod(shape[1:]))
+    tokens = payload.varint()
+    if tokens == 0:
+        return [0] * (shape[0] * row_size)
+    per_chunk, tail_blocks, longest = payload.varint(), *payload.take(2)
+    gap_codes, value_codes = payload.token_code(), payload.token_code()
+    rows = [min(per_chunk, shape[0] - row) for row in range(0, shape[0], per_chunk)]
+    entries = [(payload.varint(), payload.varint(), payload.varint()) for _ in rows]
+    values: list[int] = []
+    for number, (count, gap_bytes, value_bytes) in zip(rows, entries, strict=True):
+        chunk: list[int] = []
+        gaps = interleaved(gap_codes, payload.take(gap_bytes), count, tail_blocks)
+        symbols = interleaved(value_codes, payload.take(value_bytes), count, tail_blocks)
+        for gap, symbol in zip(gaps, symbols, strict=True):
+            assert gap <= longest
+            assert symbol != 128 or gap == longest
+            chunk += [0] * gap + [symbol - 128]
+        values += chunk + [0] * (number * row_size - len(chunk))
+    assert sum(count for count, _, _ in entries) == tokens
+    return values
+
 
 def decode_stream(codes: dict[str, int], data: bytes, spare: int) -> list[int]:
     text = bits_of(data)
@@ -107,6 +239,15 @@ def decode(codec: str, data: bytes, shape: list[int]) -> np.ndarray[Any, Any]:
         for row in range(shape[0]):
             part = slice(int(crow[row]), int(crow[row + 1]))
             matrix[row, np.cumsum(steps[part])] = values[part]
+    elif codec == "packed":
+        bits = payload.take(1)[0]
+        text = low_bits_of(payload.take((count * bits + 7) // 8))
+        fields = [text[i : i + bits][::-1] for i in range(0, count * bits, bits)]
+        out[:] = [int(field, 2) - (int(field[0]) << bits) for field in fields]
+    elif codec == "interleaved-huffman":
+        out[:] = decode_interleaved(payload, shape) if count else []
+    elif codec == "interleaved-sparse-huffman":
+        out[:] = decode_interleaved_sparse(payload, shape)
     elif codec == "huffman":
         spare = payload.take(1)[0]
         codes = payload.codes()
@@ -165,3 +306,26 @@ def test_a_reader_written_from_the_text_agrees(path: Path) -> None:
             else:
                 stored = tensors[f"{index}.{name}"]
             np.testing.assert_array_equal(tensor, stored.reshape(tensor.shape))
+
+
+WEIGHTS = {
+    "nothing": (0, 4, []),
+    "zeros": (3, 50, [0]),
+    "one value": (2, 700, [-3]),
+    "4 bits": (9, 777, list(range(-7, 8))),
+    "8 bits": (5, 1001, list(range(-128, 128))),
+    "2 values": (1, 5000, [0, 1]),
+    "chunks": (300, 1024, [-1, 0, 1]),
+    "mostly zeros": (40, 600, [0] * 30 + [-2, -1, 1, 2, 100]),
+    "long gaps": (4, 3000, [0] * 600 + [1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("codec", sorted(_core.codec_features()))  # files of version 1.0 have the others
+def test_new_codecs_are_read_from_the_text(codec: str, name: str) -> None:
+    rows, cols, alphabet = WEIGHTS[name]
+    rng = np.random.default_rng(len(name))
+    weight = rng.choice(np.array(alphabet or [0], np.int8), (rows, cols))
+    payload = _core.encode_weight(codec, weight, rows)
+    np.testing.assert_array_equal(decode(codec, payload, [rows, cols]), weight.reshape(-1))
