@@ -62,6 +62,8 @@ ARMS = {
     "4 bits, 70 % zeros, penalty 1": Arm(bits=4, sparsity=0.7, size_penalty=1),
     "5 bits, penalty 1": Arm(bits=5, size_penalty=1),
     "3 bits": Arm(bits=3),
+    "3 bits, penalty 1": Arm(bits=3, size_penalty=1),
+    "2 bits": Arm(bits=2),
 }
 
 
