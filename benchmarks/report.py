@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import report_int8
+import report_load
 import report_nets
 import report_size_penalty
 from markdown import Document, folded, ratio, table
@@ -50,6 +51,12 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Document], list[str]]]] = {
         "Integer layers",
         "The runtime's kernels on one image, against the peak and torch's FBGEMM, and with zeros among the weights.",
         report_int8.section,
+    ),
+    "load": (
+        "Loading",
+        "From a file in the page cache to ready to run: read, digest, parse, decode, check, pack. Peers load the same "
+        "network, of which torch and safetensors only the weights.",
+        report_load.section,
     ),
     "fake_quantize": (
         "Fake quantization, forward and backward",

@@ -216,6 +216,27 @@ def test_report_of_layers() -> None:
     assert "| a, 0.5 | 1.00 us | 2.00 [1.90, 2.10] |" in lines
 
 
+def test_one_load_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, report = load("bench_load"), load("report_load")
+    monkeypatch.setenv("PQK_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("PQK_KERNEL_TABLE", str(tmp_path / "kernels.json"))
+    monkeypatch.setattr(bench, "PEERS", {"torch": bench.PEERS["torch"]})
+    network = bench.Network(bench.Layers((256, 64, 32), "unstructured"), 4, "bitmask")
+    found = bench.measure(network, rounds=2)
+    assert found["weights"] == 256 * 64 + 64 * 32
+    assert found["bytes"] == network.path.stat().st_size
+    assert found["codecs"] == {"bitmask": 2}
+    weights = [node.tensors["weight"] for node in bench.format.read(network.path).nodes if "weight" in node.tensors]
+    assert all((abs(weight) <= 7).all() and 0.85 < (weight == 0).mean() < 0.95 for weight in weights)
+    assert set(found["stages"]) == set(report.STAGES)
+    assert all(0 < row["best_us"] <= row["median_us"] for row in (found["stages"] | found["times"]).values())
+    document = {"rows": {network.name: found}}
+    text = "\n".join(report.section(document))
+    assert "| two linear layers, 90 % zeros, 4 bits, bitmask | 0.0 M | 0.0" in text
+    assert "safetensors, float32 weights only | " in text
+    assert "<summary>1 loads by stages</summary>" in text
+
+
 def test_readme_tables_are_those_of_the_results() -> None:
     report = load("report")
     everything = report.report()

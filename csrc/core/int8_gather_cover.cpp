@@ -1,28 +1,12 @@
 #include "core/int8_gather_cover.h"
 
 #include <algorithm>
-#include <bit>
-#include <cstring>
 #include <limits>
 
 namespace pqk {
 namespace {
 
 constexpr int32_t kNoPlace = std::numeric_limits<int32_t>::max();
-constexpr int64_t kWord = 64;  // bytes that are looked at together
-
-// Which of kWord bytes are not 0.
-uint64_t nonzero_mask(const int8_t* bytes) {
-  constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7f, kGather = 0x0102040810204080;
-  uint64_t mask = 0;
-  for (int64_t i = 0; i < kWord; i += 8) {
-    uint64_t word = 0;
-    for (int64_t k = 0; k < 8; ++k) word |= uint64_t{static_cast<uint8_t>(bytes[i + k])} << (8 * k);
-    const uint64_t top = (((word & kLow) + kLow) | word) & ~kLow;  // the top bit of every byte that is not 0
-    mask |= ((top >> 7) * kGather >> 56) << i;
-  }
-  return mask;
-}
 
 using Lanes = std::array<int32_t, kMostGatherLanes>;
 
@@ -87,7 +71,7 @@ GatherNonZeros::GatherNonZeros(const Conv2dShape& shape, const Conv2dConstants& 
       weight_(constants.weight),
       order_(shape.kernel_height * shape.kernel_width),
       channels_last_(active_channels_last()),
-      pitch_((shape.in_channels + kWord - 1) / kWord * kWord),
+      pitch_((shape.in_channels + kRowUnit - 1) / kRowUnit * kRowUnit),
       rows_(static_cast<size_t>(pitch_ * order_.taps)) {
   const int64_t stride = constants.input_pixel_stride;
   pixel_stride_ = stride > 0 ? stride : int8_pixel_stride(shape.in_channels);
@@ -95,7 +79,8 @@ GatherNonZeros::GatherNonZeros(const Conv2dShape& shape, const Conv2dConstants& 
 
 void GatherNonZeros::load(int64_t first, int64_t channels, const WeightSums* sums) {
   const Conv2dShape& s = shape_;
-  int64_t entries = kEnds * (channels * s.kernel_height + 1);
+  AppendNonZeros* const append = active_append_nonzeros();
+  int64_t entries = kEnds * (channels * s.kernel_height + 1) + kRowUnit;
   for (int64_t i = 0; i < channels; ++i) entries += sums[i].nonzero;
   places_.resize(static_cast<size_t>(entries));
   weights_.resize(static_cast<size_t>(entries));
@@ -108,27 +93,14 @@ void GatherNonZeros::load(int64_t first, int64_t channels, const WeightSums* sum
                    rows_.data());
     for (int64_t ky = 0; ky < s.kernel_height; ++ky) {
       for (int64_t kx = 0; kx < s.kernel_width; ++kx) {
-        append_tap(rows_.data() + (ky * s.kernel_width + kx) * pitch_, kx * s.dilation_width * pixel_stride_);
+        size_ += append(rows_.data() + (ky * s.kernel_width + kx) * pitch_, pitch_,
+                        static_cast<int32_t>(kx * s.dilation_width * pixel_stride_), places_.data() + size_,
+                        weights_.data() + size_);
       }
       append_ends();
       begins_.push_back(size_);
     }
   }
-}
-
-void GatherNonZeros::append_tap(const int8_t* row, int64_t place) {
-  int32_t* const places = places_.data();
-  int8_t* const weights = weights_.data();
-  int64_t size = size_;
-  for (int64_t begin = 0; begin < pitch_; begin += kWord) {
-    for (uint64_t left = nonzero_mask(row + begin); left != 0; left &= left - 1) {
-      const int64_t i = begin + std::countr_zero(left);
-      places[size] = static_cast<int32_t>(place + i);
-      weights[size] = row[i];
-      ++size;
-    }
-  }
-  size_ = size;
 }
 
 void GatherNonZeros::append_ends() {

@@ -38,7 +38,6 @@ class GatherNonZeros {
   size_t row_of(int64_t channel, int64_t ky) const {
     return static_cast<size_t>((channel - first_) * shape_.kernel_height + ky);
   }
-  void append_tap(const int8_t* row, int64_t place);
   void append_ends();
 
   const Conv2dShape& shape_;

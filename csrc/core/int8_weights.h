@@ -34,7 +34,13 @@ using WeightSumsKernel = WeightSums(const int8_t* weight, int64_t count);
 // the rows stay as they are.
 using ChannelsLastKernel = void(const ChannelsLast& order, const int8_t* weight, int64_t channels,
                                 int64_t pitch, int8_t* rows);
+// Appends the weights of a row of `count` (a multiple of kRowUnit, zeros at the end if need be) that are not 0,
+// and their places, `place` being the first's. Returns their number. May write kRowUnit entries beyond them.
+constexpr int64_t kRowUnit = 64;
+using AppendNonZeros = int64_t(const int8_t* row, int64_t count, int32_t place, int32_t* places,
+                               int8_t* weights);
 PQK_CPU_KERNEL(WeightSumsKernel, weight_sums)
+PQK_CPU_KERNEL(AppendNonZeros, append_nonzeros)
 PQK_CPU_KERNEL(ChannelsLastKernel, channels_last)
 
 }  // namespace pqk

@@ -43,11 +43,28 @@ void transpose_vectors(const ChannelsLast& order, const int8_t* weight, int64_t 
 
 WeightSums weight_sums(const int8_t* weight, int64_t count) {
   WeightSums sums;
-  for (int64_t begin = 0; begin < count; begin += kPiece) {
+  int64_t begin = 0;
+#if PQK_ISA_LEVEL >= 2
+  const __m512i ones = _mm512_set1_epi8(1), least = _mm512_set1_epi8(INT8_MIN);
+  while (begin + 64 <= count) {
+    const int64_t end = count < begin + kPiece ? count : begin + kPiece;
+    __m512i sum = _mm512_setzero_si512(), magnitude = sum;
+    for (; begin + 64 <= end; begin += 64) {
+      const __m512i values = _mm512_loadu_si512(weight + begin);
+      sum = _mm512_dpbusd_epi32(sum, ones, values);
+      magnitude = _mm512_dpbusd_epi32(magnitude, _mm512_abs_epi8(values), ones);
+      sums.nonzero += __builtin_popcountll(_mm512_test_epi8_mask(values, values));
+      sums.lowest |= _mm512_cmpeq_epi8_mask(values, least) != 0;
+    }
+    sums.sum += _mm512_reduce_add_epi32(sum);
+    sums.magnitude += _mm512_reduce_add_epi32(magnitude);
+  }
+#endif
+  while (begin < count) {
     const int64_t end = count < begin + kPiece ? count : begin + kPiece;
     int32_t sum = 0, magnitude = 0, nonzero = 0, lowest = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      const int32_t value = weight[i];
+    for (; begin < end; ++begin) {
+      const int32_t value = weight[begin];
       sum += value;
       magnitude += value < 0 ? -value : value;
       nonzero += value != 0;
@@ -60,6 +77,40 @@ WeightSums weight_sums(const int8_t* weight, int64_t count) {
   }
   return sums;
 }
+
+#if PQK_ISA_LEVEL >= 2
+int64_t append_nonzeros(const int8_t* row, int64_t count, int32_t place, int32_t* places, int8_t* weights) {
+  alignas(64) uint8_t order[64];
+  for (int i = 0; i < 64; ++i) order[i] = static_cast<uint8_t>(i);
+  const __m512i all = _mm512_load_si512(order);
+  int64_t size = 0;
+  for (int64_t begin = 0; begin < count; begin += kRowUnit, place += kRowUnit) {
+    const __m512i values = _mm512_loadu_si512(row + begin);
+    const __mmask64 nonzero = _mm512_test_epi8_mask(values, values);
+    const int64_t found = __builtin_popcountll(nonzero);
+    _mm512_storeu_si512(weights + size, _mm512_maskz_compress_epi8(nonzero, values));
+    alignas(64) uint8_t kept[64];
+    _mm512_store_si512(kept, _mm512_maskz_compress_epi8(nonzero, all));
+    for (int64_t i = 0; i < found; i += 16) {
+      const __m512i index = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(kept + i)));
+      _mm512_storeu_si512(places + size + i, _mm512_add_epi32(index, _mm512_set1_epi32(place)));
+    }
+    size += found;
+  }
+  return size;
+}
+#else
+int64_t append_nonzeros(const int8_t* row, int64_t count, int32_t place, int32_t* places, int8_t* weights) {
+  int64_t size = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    // Written in any case and kept if not zero: no branch could be predicted.
+    places[size] = place + static_cast<int32_t>(i);
+    weights[size] = row[i];
+    size += row[i] != 0;
+  }
+  return size;
+}
+#endif
 
 void channels_last(const ChannelsLast& order, const int8_t* weight, int64_t channels, int64_t pitch,
                    int8_t* rows) {

@@ -170,7 +170,7 @@ def load(
 
     Args:
         path: the file.
-        num_threads: threads that one call may use, the calling one included.
+        num_threads: threads that one call, and loading itself, may use, the calling one included.
         sha256: SHA-256 of the whole file in hexadecimal that it must have.
         kernels: name of a convolution or linear node -> name of the kernel that shall compute it; ``"*"`` stands for
             all nodes without an entry of their own, as far as the kernel is for them. Results do not depend on it.
@@ -186,7 +186,7 @@ def load(
         OSError: it cannot be read.
         ValueError: ``num_threads`` out of range, or a kernel that is unknown or not for its node.
     """
-    graph = format.read(path, sha256=sha256)
+    graph = format.read(path, sha256=sha256, num_threads=max(1, num_threads))
     return Model(
         graph,
         num_threads=num_threads,

@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import stat
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NoReturn, TypeAlias
 
@@ -27,13 +28,14 @@ __all__ = ["MAX_DECODED_BYTES", "loads", "read"]
 MAX_DECODED_BYTES = 4 * 2**30
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+_Map: TypeAlias = Callable[[Callable[[int], Node], Iterable[int]], Iterable[Node]]
 
 
 def _refuse(code: str, field: str, expected: str, got: object) -> NoReturn:
     raise FormatError(code, field, -1, expected, str(got))
 
 
-def read_file(path: str | os.PathLike[str], max_bytes: int) -> tuple[container.Header, bytearray]:
+def read_file(path: str | os.PathLike[str], max_bytes: int) -> tuple[container.Header, memoryview]:
     """The header, checked before the rest is read, and all bytes. Opens without blocking, so a FIFO cannot hang."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -51,9 +53,9 @@ def read_file(path: str | os.PathLike[str], max_bytes: int) -> tuple[container.H
             _refuse(
                 "E_BOMB", "file", f"at most {max_bytes} bytes of tensors (max_decoded_bytes raises it)", size - begin
             )
-        data = bytearray(size)
+        data = np.empty(size, np.uint8).data  # unlike a bytearray not filled with zeros first
         data[:begin] = start
-        _read_into(descriptor, memoryview(data)[begin:], begin)
+        _read_into(descriptor, data[begin:], begin)
     finally:
         os.close(descriptor)
     return header, data
@@ -69,7 +71,11 @@ def _read_into(descriptor: int, view: memoryview, offset: int) -> None:
 
 
 def read(
-    path: str | os.PathLike[str], *, sha256: str | None = None, max_decoded_bytes: int = MAX_DECODED_BYTES
+    path: str | os.PathLike[str],
+    *,
+    sha256: str | None = None,
+    max_decoded_bytes: int = MAX_DECODED_BYTES,
+    num_threads: int = 1,
 ) -> Graph:
     """Reads a file and checks all of it.
 
@@ -77,13 +83,14 @@ def read(
         path: a regular file.
         sha256: SHA-256 of the whole file in hexadecimal, as ``sha256sum`` prints it, that it must have.
         max_decoded_bytes: limit of the decoded tensors together, and of the activations of one sample.
+        num_threads: threads that check the digest and decode; the result does not depend on it.
 
     Raises:
         FormatError: the file is not a whole, undamaged file of a known version that keeps every rule.
         OSError: it cannot be read, or is no regular file.
     """
     header, data = read_file(path, max_decoded_bytes)
-    return load(header, data, sha256, max_decoded_bytes)
+    return load(header, data, sha256, max_decoded_bytes, num_threads)
 
 
 def loads(data: Buffer, *, sha256: str | None = None, max_decoded_bytes: int = MAX_DECODED_BYTES) -> Graph:
@@ -101,15 +108,30 @@ def parse_shell(data: Buffer) -> container.Header:
     return container.parse_header(bytes(data[:begin]), len(data))
 
 
-def load(header: container.Header, data: Buffer, sha256: str | None, max_decoded_bytes: int) -> Graph:
+def load(
+    header: container.Header, data: Buffer, sha256: str | None, max_decoded_bytes: int, num_threads: int = 1
+) -> Graph:
     if sha256 is not None:
         computed = hashlib.sha256(data).hexdigest()
         if computed != sha256.lower():
             _refuse("E_DIGEST", "sha256", sha256, computed)
-    container.check_digest(data)
+    if num_threads == 1:
+        container.check_digest(data)
+        return _parse_and_decode(header, data, max_decoded_bytes, map)
+    from concurrent.futures import ThreadPoolExecutor  # takes as long as loading a small file
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        digest = pool.submit(container.check_digest, data)
+        try:
+            return _parse_and_decode(header, data, max_decoded_bytes, pool.map)
+        finally:
+            digest.result()  # a damaged file is refused as one, whatever else was found
+
+
+def _parse_and_decode(header: container.Header, data: Buffer, max_decoded_bytes: int, run: _Map) -> Graph:
     parsed = metadata.load(header.metadata)
     check_metadata(parsed, header, max_decoded_bytes)
-    graph = decode(parsed, header, data)
+    graph = decode(parsed, header, data, run)
     checks.check_values(graph)
     return graph
 
@@ -121,13 +143,14 @@ def check_metadata(parsed: metadata.Metadata, header: container.Header, max_deco
     _check_decoded_bytes(parsed.graph, max_decoded_bytes)
 
 
-def decode(parsed: metadata.Metadata, header: container.Header, data: Buffer) -> Graph:
-    """The graph with the contents of its tensors."""
-    nodes = tuple(
-        replace(node, tensors=_decode_node(index, node, parsed.weights.get(index), header.tensors, data))
-        for index, node in enumerate(parsed.graph.nodes)
-    )
-    return Graph(parsed.graph.input, nodes)
+def decode(parsed: metadata.Metadata, header: container.Header, data: Buffer, run: _Map = map) -> Graph:
+    """The graph with the contents of its tensors; ``run`` calls a function for each node as ``map`` does."""
+
+    def filled(index: int) -> Node:
+        node = parsed.graph.nodes[index]
+        return replace(node, tensors=_decode_node(index, node, parsed.weights.get(index), header.tensors, data))
+
+    return Graph(parsed.graph.input, tuple(run(filled, range(len(parsed.graph.nodes)))))
 
 
 def expected_entries(node: Node, record: WeightRecord | None) -> dict[str, tuple[str, tuple[int, ...] | None]]:

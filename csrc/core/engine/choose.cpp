@@ -1,6 +1,8 @@
 #include "core/engine/choose.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 #include <sstream>
 #include <stdexcept>
 
@@ -48,22 +50,36 @@ double weight_density(const Conv2dShape& s, const int8_t* weight) {
          static_cast<double>(std::max<int64_t>(1, count));
 }
 
+// Columns of `rows` rows that are not all zero.
+int64_t nonzero_columns(const int8_t* matrix, int64_t rows, int64_t columns) {
+  constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7f;
+  int64_t count = 0, column = 0;
+  for (; column + 8 <= columns; column += 8) {
+    uint64_t any = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      uint64_t word;
+      std::memcpy(&word, matrix + row * columns + column, sizeof word);
+      any |= word;
+    }
+    count += std::popcount((((any & kLow) + kLow) | any) & ~kLow);  // top bits of the bytes that are not 0
+  }
+  for (; column < columns; ++column) {
+    int any = 0;
+    for (int64_t row = 0; row < rows; ++row) any |= matrix[row * columns + column];
+    count += any != 0;
+  }
+  return count;
+}
+
 double block_density(const Conv2dShape& s, const int8_t* weight) {
   const int64_t inputs = s.in_channels / s.groups, taps = s.kernel_height * s.kernel_width;
   int64_t blocks = 0;
   for (int64_t output = 0; output < s.out_channels; ++output) {
-    int64_t input = 0;
-    for (; input + 4 <= inputs; input += 4, weight += 4 * taps) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        blocks += (weight[tap] | weight[tap + taps] | weight[tap + 2 * taps] | weight[tap + 3 * taps]) != 0;
-      }
+    for (int64_t input = 0; input < inputs; input += 4) {
+      const int64_t rows = std::min<int64_t>(4, inputs - input);
+      blocks += rows == 4 ? nonzero_columns(weight, 4, taps) : nonzero_columns(weight, rows, taps);
+      weight += rows * taps;
     }
-    for (int64_t tap = 0; tap < taps && input < inputs; ++tap) {
-      int any = 0;
-      for (int64_t i = 0; i < inputs - input; ++i) any |= weight[i * taps + tap];
-      blocks += any != 0;
-    }
-    weight += (inputs - input) * taps;
   }
   const int64_t all = s.out_channels * ((inputs + 3) / 4) * taps;
   return static_cast<double>(blocks) / static_cast<double>(std::max<int64_t>(1, all));

@@ -11,9 +11,16 @@ namespace {
 constexpr int64_t kReadable = 64;         // bytes around an image, as Int8Image asks
 constexpr double kSecondsARound = 20e-6;  // long beside the clock's own time
 constexpr int kRounds = 10;
-// A candidate this much slower than the best after some rounds, of which the first is cold, is not timed again.
-constexpr int kRoundsForAll = 4;
-constexpr double kHopeless = 1.5;
+
+// Whether a candidate whose least time so far is `seconds` need not be timed again: long runs differ little
+// from round to round, and one that is much slower than the best will not win. The first round is cold, which
+// weighs most with short runs.
+bool is_settled(int rounds, double seconds, double best) {
+  if (rounds == 0) return false;
+  if (seconds <= kSecondsARound) return rounds >= 4 && seconds > 1.5 * best;
+  const double hopeless = rounds == 1 ? 4.0 : rounds == 2 ? 2.0 : 1.5;
+  return seconds > hopeless * best || (rounds >= 5 && seconds > 5 * kSecondsARound);
+}
 
 int64_t round_up(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -75,7 +82,7 @@ std::map<std::string, double> time_conv2d(const Conv2dCandidates& candidates, co
   for (int round = 0; round < kRounds; ++round) {
     for (const auto& [name, packed] : candidates) {
       const auto known = least.find(name);
-      if (round >= kRoundsForAll && known->second > kHopeless * best) continue;
+      if (is_settled(round, known == least.end() ? 0.0 : known->second, best)) continue;
       // The first run of each warms the caches and says how many make a round.
       const int64_t calls = round == 0 ? 1 : 1 + static_cast<int64_t>(kSecondsARound / known->second);
       const double seconds = seconds_of(*packed, memory.get(), shape.out_height, calls);
