@@ -12,7 +12,9 @@ const std::vector<WeightCodec>& weight_codecs() {
                                                kSparseHuffmanCodec,
                                                kPackedCodec,
                                                kInterleavedHuffmanCodec,
-                                               kInterleavedSparseHuffmanCodec};
+                                               kInterleavedSparseHuffmanCodec,
+                                               kAnsCodec,
+                                               kSparseAnsCodec};
   return codecs;
 }
 

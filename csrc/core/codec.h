@@ -81,7 +81,7 @@ void check_weight_shape(WeightShape shape, const std::string& field);
 
 // Each in its own file.
 extern const WeightCodec kRawCodec, kBitmaskCodec, kCsrCodec, kHuffmanCodec, kSparseHuffmanCodec, kPackedCodec,
-    kInterleavedHuffmanCodec, kInterleavedSparseHuffmanCodec;
+    kInterleavedHuffmanCodec, kInterleavedSparseHuffmanCodec, kAnsCodec, kSparseAnsCodec;
 
 void put_varint(uint32_t value, std::vector<uint8_t>& out);
 void put_le(uint32_t value, int width, std::vector<uint8_t>& out);

@@ -9,13 +9,13 @@
 #include <numeric>
 
 #include "core/codec.h"
+#include "core/gap_tokens.h"
 #include "core/huffman.h"
 
 namespace pqk {
 namespace {
 
 constexpr uint8_t kFlip = 0x80;
-constexpr std::array<int, 7> kEscapes{7, 15, 31, 63, 127, 191, 255};
 
 struct GapCode {
   uint64_t bits = UINT64_MAX;  // of the stream and the table
@@ -25,11 +25,7 @@ struct GapCode {
 };
 
 GapCode gap_code(const std::vector<uint32_t>& gaps, int escape) {
-  HuffmanCounts counts{};
-  for (const uint32_t gap : gaps) {
-    counts[escape] += gap / escape;
-    ++counts[gap % escape];
-  }
+  const HuffmanCounts counts = gap_token_counts(gaps, escape);
   GapCode code;
   code.escape = escape;
   code.lengths = huffman_lengths(counts);
@@ -40,21 +36,11 @@ GapCode gap_code(const std::vector<uint32_t>& gaps, int escape) {
 
 GapCode smallest_gap_code(const std::vector<uint32_t>& gaps) {
   GapCode best;
-  for (const int escape : kEscapes) {
+  for (const int escape : kGapEscapes) {
     GapCode code = gap_code(gaps, escape);
     if (code.bits < best.bits) best = code;
   }
   return best;
-}
-
-std::vector<uint8_t> gap_tokens(const std::vector<uint32_t>& gaps, const GapCode& code) {
-  std::vector<uint8_t> tokens;
-  tokens.reserve(code.tokens);
-  for (const uint32_t gap : gaps) {
-    tokens.insert(tokens.end(), gap / code.escape, static_cast<uint8_t>(code.escape));
-    tokens.push_back(static_cast<uint8_t>(gap % code.escape));
-  }
-  return tokens;
 }
 
 struct Header {
@@ -129,17 +115,8 @@ Bytes decode_stream(const HuffmanLengths& lengths, uint8_t flip, ByteSpan stream
 
 std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   const int64_t count = shape.count;
-  std::vector<uint32_t> gaps;
-  std::vector<uint8_t> nonzeros;
-  HuffmanCounts value_counts{};
-  int64_t previous = -1;
-  for (int64_t i = 0; i < count; ++i) {
-    if (values[i] == 0) continue;
-    gaps.push_back(static_cast<uint32_t>(i - previous - 1));
-    nonzeros.push_back(static_cast<uint8_t>(values[i]));
-    ++value_counts[nonzeros.back() ^ kFlip];
-    previous = i;
-  }
+  const auto [gaps, nonzeros] = sparse_symbols(values, count);
+  const HuffmanCounts value_counts = huffman_counts(nonzeros.data(), std::ssize(nonzeros), kFlip);
   const GapCode code = gaps.empty() ? GapCode{} : smallest_gap_code(gaps);
   if (count > UINT32_MAX || code.tokens > UINT32_MAX) {
     throw FormatError("E_LIMIT", "weight", -1, "fewer than 2^32 weights", std::to_string(count));
@@ -148,7 +125,7 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   put_varint(static_cast<uint32_t>(nonzeros.size()), out);
   if (nonzeros.empty()) return out;
   const HuffmanLengths value_lengths = huffman_lengths(value_counts, kFlip);
-  const std::vector<uint8_t> tokens = gap_tokens(gaps, code);
+  const std::vector<uint8_t> tokens = gap_tokens(gaps, code.escape);
   std::vector<uint8_t> gap_stream, value_stream;
   const int gap_spare = huffman_encode(code.lengths, tokens.data(), tokens.size(), 0, gap_stream);
   const int value_spare = huffman_encode(value_lengths, nonzeros.data(), nonzeros.size(), kFlip, value_stream);
@@ -162,56 +139,6 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   out.insert(out.end(), value_stream.begin(), value_stream.end());
   return out;
 }
-
-// Tokens for which one check of their sums serves all.
-constexpr int64_t kTokensTogether = 256;
-
-// Puts values where the tokens say, and zeros between.
-struct Scatter {
-  int escape;
-  int64_t nnz, count;
-  int8_t* output;
-  const uint8_t* values;
-  int64_t position = 0, done = 0;
-
-  // kTokensTogether tokens without a branch. False, and nothing done, where they might lead beyond the values.
-  bool block(const uint8_t* tokens) {
-    int64_t zeros = 0, escapes = 0;
-    for (int64_t i = 0; i < kTokensTogether; ++i) {
-      zeros += tokens[i];
-      escapes += tokens[i] == escape;
-    }
-    const int64_t found = kTokensTogether - escapes, size = zeros + found;
-    // An escape writes a zero where the next value comes, and reads that value.
-    if (size >= count - position || found >= nnz - done) return false;
-    std::fill_n(output + position, size, int8_t{0});
-    int8_t* to = output + position;
-    const uint8_t* from = values + done;
-    for (int64_t i = 0; i < kTokensTogether; ++i) {
-      const int is_value = tokens[i] != escape;
-      to += tokens[i];
-      *to = static_cast<int8_t>(*from & -is_value);  // a branch could not be predicted
-      to += is_value;
-      from += is_value;
-    }
-    position += size;
-    done += found;
-    return true;
-  }
-
-  void one(int token, int64_t index, const std::string& field) {
-    const bool is_value = token != escape;
-    if (is_value && (token >= count - position || done == nnz)) {
-      throw FormatError(done == nnz ? "E_CSR_NNZ" : "E_CSR_INDEX", field + ".gaps", index,
-                        std::to_string(nnz) + " values at positions below " + std::to_string(count),
-                        "value " + std::to_string(done) + " at " + std::to_string(position + token));
-    }
-    const int64_t zeros = std::min<int64_t>(token, count - position);  // more are refused with the last token
-    std::fill_n(output + position, zeros, int8_t{0});
-    position += zeros;
-    if (is_value) output[position++] = static_cast<int8_t>(values[done++]);
-  }
-};
 
 void check(ByteSpan payload, WeightShape shape, const std::string& field) {
   read_header(payload, shape.count, field);
@@ -228,18 +155,7 @@ void decode(ByteSpan payload, WeightShape shape, int8_t* output, const std::stri
                                      field + ".gaps.stream");
   const Bytes values = decode_stream(header.value_lengths, kFlip, header.values, header.value_spare, header.nnz,
                                      field + ".values.stream");
-  Scatter scatter{header.escape, header.nnz, count, output, values.get()};
-  int64_t token = 0;
-  for (; token + kTokensTogether <= header.tokens; token += kTokensTogether) {
-    if (!scatter.block(tokens.get() + token)) break;
-  }
-  for (; token < header.tokens; ++token) scatter.one(tokens[token], token, field);
-  if (scatter.done != header.nnz || tokens[header.tokens - 1] == header.escape) {
-    throw FormatError("E_CSR_NNZ", field + ".gaps", header.tokens - 1,
-                      std::to_string(header.nnz) + " values, the last token one of them",
-                      std::to_string(scatter.done) + " values");
-  }
-  std::fill(output + scatter.position, output + count, int8_t{0});
+  place_values(tokens.get(), header.tokens, header.escape, values.get(), header.nnz, count, output, field);
 }
 
 PayloadParts parts(ByteSpan payload, WeightShape shape, const std::string& field) {

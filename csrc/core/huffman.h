@@ -29,6 +29,9 @@ HuffmanLengths optimal_huffman_lengths(const HuffmanCounts& counts, int max_leng
 // The same, minimal in codes and length table together: lengths that rise and fall evenly have a smaller table,
 // which counts where symbols are few. May give lengths to symbols without a count, but never to `unused`.
 HuffmanLengths huffman_lengths(const HuffmanCounts& counts, int unused = -1);
+// Counts averaged over 2 * radius + 1 neighbours within the range of used symbols, in which none but `unused`
+// is left without; a spike (a symbol with an eighth of all, such as a zero) neither gives nor takes.
+HuffmanCounts smoothed_counts(const HuffmanCounts& counts, int radius, int unused);
 // Total bits that the counted symbols take.
 uint64_t huffman_bits(const HuffmanCounts& counts, const HuffmanLengths& lengths);
 // Throws E_HUFF_INCOMPLETE or E_HUFF_OVERSUBSCRIBED unless the lengths make a complete prefix code, or are one

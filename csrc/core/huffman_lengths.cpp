@@ -37,9 +37,17 @@ struct UsedRange {
   int first = 0, last = 0;
 };
 
-// Counts averaged over 2 * radius + 1 neighbours within the range of used symbols; a spike (a symbol with an
-// eighth of all, such as a zero) neither gives nor takes. Symbols in `unused` get none.
-HuffmanCounts smoothed(const HuffmanCounts& counts, int radius, int unused) {
+UsedRange used_range(const HuffmanLengths& lengths) {
+  UsedRange range;
+  while (range.first < kHuffmanSymbols - 1 && lengths[range.first] == 0) ++range.first;
+  range.last = kHuffmanSymbols - 1;
+  while (range.last > range.first && lengths[range.last] == 0) --range.last;
+  return range;
+}
+
+}  // namespace
+
+HuffmanCounts smoothed_counts(const HuffmanCounts& counts, int radius, int unused) {
   const uint64_t total = std::accumulate(counts.begin(), counts.end(), uint64_t{0});
   const auto is_spike = [&](int s) { return counts[s] * 8 > total; };
   int first = 0, last = kHuffmanSymbols - 1;
@@ -60,16 +68,6 @@ HuffmanCounts smoothed(const HuffmanCounts& counts, int radius, int unused) {
   }
   return result;
 }
-
-UsedRange used_range(const HuffmanLengths& lengths) {
-  UsedRange range;
-  while (range.first < kHuffmanSymbols - 1 && lengths[range.first] == 0) ++range.first;
-  range.last = kHuffmanSymbols - 1;
-  while (range.last > range.first && lengths[range.last] == 0) --range.last;
-  return range;
-}
-
-}  // namespace
 
 HuffmanCounts huffman_counts(const uint8_t* symbols, int64_t count, uint8_t flip) {
   // Four at a time: equal neighbours would wait for each other's sum.
@@ -119,7 +117,7 @@ HuffmanLengths huffman_lengths(const HuffmanCounts& counts, int unused) {
   };
   HuffmanLengths best = optimal_huffman_lengths(counts);
   for (const int radius : {1, 2, 4, 8, 16}) {
-    const HuffmanLengths lengths = optimal_huffman_lengths(smoothed(counts, radius, unused));
+    const HuffmanLengths lengths = optimal_huffman_lengths(smoothed_counts(counts, radius, unused));
     if (cost(lengths) < cost(best)) best = lengths;
   }
   return best;

@@ -52,9 +52,10 @@ def test_no_part_is_below_its_entropy(codec: str, density: float) -> None:
     found = parts(codec, values)
     nonzeros = values[values != 0]
     mask = entropy((values != 0).astype(np.int8)) * values.size / 8
-    assert found["indices"] == 0 or found["indices"] >= 0.999 * mask
+    # Between two runs of one stream, each of up to 32 states may hold two bytes of the other.
+    assert found["indices"] == 0 or found["indices"] >= 0.999 * mask - 64
     coded_alone = values if found["indices"] == 0 else nonzeros
-    assert found["values"] >= entropy(coded_alone) * coded_alone.size / 8 - 1
+    assert found["values"] >= entropy(coded_alone) * coded_alone.size / 8 - 64
     assert found["chunks"] + found["header"] <= 0.02 * values.size
 
 

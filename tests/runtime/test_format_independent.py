@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,12 @@ class Payload:
             if byte < 128:
                 return value
 
-    def codes(self) -> dict[str, int]:
-        """A length table, as the dictionary from codes to symbols."""
+    def lengths(self, fraction_bits: Callable[[int], int] = lambda length: 0) -> dict[int, tuple[int, int]]:
+        """Symbols of a table -> length and fraction."""
         first, last = self.take(2)
         text = bits_of(self.data[self.at :])
         at, previous = 0, 8
-        lengths: list[tuple[int, int]] = []
+        found: dict[int, tuple[int, int]] = {}
         for symbol in range(first, last + 1):
             if text.startswith("110", at):
                 at += 3
@@ -70,11 +71,58 @@ class Payload:
                 end = text.index("0", at + 3)
                 step, at = (end - at - 1) * (1 - 2 * int(text[end + 1])), end + 2
             previous += step
-            lengths.append((previous, symbol))
+            end = at + fraction_bits(previous)
+            found[symbol], at = (previous, int(text[at:end] or "0", 2)), end
         self.at += (at + 7) // 8
+        return found
+
+    def shares(self) -> dict[int, int]:
+        """A share table of ANS."""
+        form = self.take(1)[0]
+
+        def fraction_bits(kind: int) -> int:
+            return min(12 - kind, max(0, (12 - kind + form % 16) // 2 - 5))
+
+        weights = {
+            symbol: 2 ** (12 - kind) + fraction * 2 ** (12 - kind - fraction_bits(kind))
+            for symbol, (kind, fraction) in self.lengths(fraction_bits).items()
+        }
+        if form >= 16:
+            weights |= {256 - symbol: weight for symbol, weight in weights.items() if symbol > 128}
+        total = sum(weights.values())
+        shares = {s: max(1, (4096 * weights[s] + total // 2) // total) for s in sorted(weights)}
+        order = sorted(shares, key=lambda symbol: -shares[symbol])
+        while (left := 4096 - sum(shares.values())) != 0:
+            for symbol in order[: abs(left)]:
+                shares[symbol] += 1 if left > 0 else -(shares[symbol] > 1)
+        return shares
+
+    def ans(self, log2: int, *runs: tuple[dict[int, int], int]) -> list[list[int]]:
+        """The stream of some runs, each of so many symbols with these shares."""
+        states = [int.from_bytes(self.take(4), "little") for _ in range(2**log2)]
+        decoded = []
+        for shares, count in runs:
+            symbols: list[int] = []
+            for number in range(count):
+                x = states[number % len(states)]
+                start, slot = 0, x % 4096
+                rest = iter(shares.items())
+                symbol, share = next(rest)
+                while start + share <= slot:
+                    start += share
+                    symbol, share = next(rest)
+                symbols.append(symbol)
+                x = share * (x // 4096) + slot - start
+                states[number % len(states)] = x if x >= 65_536 else x * 65_536 + int.from_bytes(self.take(2), "little")
+            decoded.append(symbols)
+        assert states == [65_536] * len(states)
+        return decoded
+
+    def codes(self) -> dict[str, int]:
+        """A length table, as the dictionary from codes to symbols."""
         codes: dict[str, int] = {}
         code = 0
-        for index, (length, symbol) in enumerate(sorted(lengths)):
+        for index, (length, symbol) in enumerate(sorted((kind, s) for s, (kind, _) in self.lengths().items())):
             if index:
                 code = (code + 1) << (length - len(list(codes)[-1]))
             codes[f"{code:0{length}b}"] = symbol
@@ -224,6 +272,13 @@ def decode_stream(codes: dict[str, int], data: bytes, spare: int) -> list[int]:
     return symbols
 
 
+def place(out: np.ndarray[Any, Any], gaps: list[int], escape: int, values: np.ndarray[Any, Any]) -> None:
+    """Every token moves on; one below the escape also leaves a value and takes its place."""
+    moves = np.array(gaps)
+    is_value = moves != escape
+    out[(np.cumsum(moves + is_value) - 1)[is_value]] = values
+
+
 def decode(codec: str, data: bytes, shape: list[int]) -> np.ndarray[Any, Any]:
     count, payload = int(np.prod(shape)), Payload(data)
     out = np.zeros(count, np.int64)
@@ -253,6 +308,19 @@ def decode(codec: str, data: bytes, shape: list[int]) -> np.ndarray[Any, Any]:
         codes = payload.codes()
         out[:] = np.array(decode_stream(codes, payload.data[payload.at :], spare)) - 128
         return out
+    elif codec == "ans" and count == 0:
+        pass
+    elif codec == "ans":
+        log2 = payload.take(1)[0]
+        shares = payload.shares()
+        out[:] = np.array(payload.ans(log2, (shares, count))[0]) - 128
+    elif codec == "sparse-ans":
+        nnz = payload.varint()
+        if nnz:
+            tokens, escape, log2 = payload.varint(), *payload.take(2)
+            gap_shares, value_shares = payload.shares(), payload.shares()
+            gaps, symbols = payload.ans(log2, (gap_shares, tokens), (value_shares, nnz))
+            place(out, gaps, escape, np.array(symbols) - 128)
     else:
         nnz = payload.varint()
         tokens, gap_bytes, escape, spare = payload.varint(), payload.varint(), *payload.take(2)
@@ -260,10 +328,7 @@ def decode(codec: str, data: bytes, shape: list[int]) -> np.ndarray[Any, Any]:
         gaps = decode_stream(gap_codes, payload.take(gap_bytes), spare % 8)
         values = np.array(decode_stream(value_codes, payload.data[payload.at :], spare // 8)) - 128
         assert (len(gaps), len(values)) == (tokens, nnz)
-        # Every token moves on; one below the escape also leaves a value and takes its place.
-        moves = np.array(gaps)
-        is_value = moves != escape
-        out[(np.cumsum(moves + is_value) - 1)[is_value]] = values
+        place(out, gaps, escape, values)
         return out
     assert payload.at == len(data)
     return out
@@ -329,3 +394,15 @@ def test_new_codecs_are_read_from_the_text(codec: str, name: str) -> None:
     weight = rng.choice(np.array(alphabet or [0], np.int8), (rows, cols))
     payload = _core.encode_weight(codec, weight, rows)
     np.testing.assert_array_equal(decode(codec, payload, [rows, cols]), weight.reshape(-1))
+
+
+@pytest.mark.parametrize("codec", ["ans", "sparse-ans"])
+@pytest.mark.parametrize("density", [0.002, 0.1, 1.0])
+@pytest.mark.parametrize("largest", [1, 7, 127])
+def test_ans_as_the_text_says(codec: str, density: float, largest: int) -> None:
+    """Golden files are small: these have several states, long tables and many escapes."""
+    rng = np.random.default_rng(largest)
+    values = np.clip(np.rint(rng.laplace(0, largest / 4, (8, 1500))), -largest, largest).astype(np.int8)
+    values[rng.random(values.shape) >= density] = 0
+    payload = _core.encode_weight(codec, values, 8)
+    np.testing.assert_array_equal(decode(codec, payload, [8, 1500]), values.reshape(-1))
