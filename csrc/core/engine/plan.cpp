@@ -14,10 +14,26 @@ namespace {
 constexpr int64_t kMostImages = 16, kTogetherBytes = 256 << 10;
 constexpr int64_t kArenasBytes = 64 << 20;  // of all images of a frame
 
+// Float images are four times as large, so that arenas of several soon leave the cache: only weights that would
+// have to come from behind it for every image are worth that, and no more pixels than keep the kernels busy.
+constexpr int64_t kSharedWeights = 256 << 10, kFloatPixels = 128;
+
+int64_t float_images_together(const Graph& graph, const Node& node, int64_t most) {
+  if (node.op != Op::kFloatConv2d && node.op != Op::kFloatLinear) return 1;
+  const int64_t* kernel = node.attributes.kernel;
+  const int64_t fan_in = graph.value(node.inputs[0]).channels / node.attributes.groups * kernel[0] * kernel[1];
+  if (4 * fan_in * node.value.channels < kSharedWeights) return 1;
+  int64_t images = 1;
+  while (images * 2 <= most && images * 2 * node.value.pixels() <= kFloatPixels) images *= 2;
+  return images;
+}
+
 // A power of two, so that neighbouring layers that differ little are computed for the same images.
 int64_t images_together(const Graph& graph, const Node& node, int64_t most) {
-  const int64_t bytes =
-      (is_float_op(node.op) ? 4 : 1) * (graph.value(node.inputs[0]).numel() + node.value.numel());
+  const Value& in = graph.value(node.inputs[0]);
+  if (in.dtype == DType::kF32 && node.value.dtype == DType::kF32)
+    return float_images_together(graph, node, most);
+  const int64_t bytes = in.numel() + node.value.numel();
   int64_t images = 1;
   while (images * 2 <= most && images * 2 * bytes <= kTogetherBytes) images *= 2;
   return images;
