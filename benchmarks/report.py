@@ -15,6 +15,7 @@ from pathlib import Path
 import report_int8
 import report_load
 import report_nets
+import report_size
 import report_size_penalty
 from markdown import Document, folded, ratio, table
 
@@ -51,6 +52,11 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Document], list[str]]]] = {
         "Integer layers",
         "The runtime's kernels on one image, against the peak and torch's FBGEMM, and with zeros among the weights.",
         report_int8.section,
+    ),
+    "size": (
+        "Sizes",
+        "Stored weights against their order-0 entropy, and against what others make of the same dense int8 array.",
+        report_size.section,
     ),
     "load": (
         "Loading",

@@ -283,3 +283,45 @@ def test_size_penalty_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pyte
     lines = report.section(document)
     assert [line.split(" | ")[:2] for line in lines[2:4]] == [["| 8 bits, default", "2"], ["| 4 bits, penalty 3", "2"]]
     assert f"| {sum(run['weights'] for run in runs[::2]) / 2:,.0f} B |" in lines[2]
+
+
+def test_report_of_sizes() -> None:
+    report = load("report_size")
+    rivals = {"gzip -9": 3000, "zstd -19": 2500, "xz -9e": 2400, "HAM": 3000, "sHAM": 4000}
+    row = {
+        "count": 8192,
+        "density": 0.1,
+        "codec": "ans",
+        "bytes": 1010,
+        "coded": 1005,
+        "bound": 1000.0,
+        "ideal": 1000.0,
+    }
+    row |= {"codecs": {"huffman": 2020, "ans": 1010}, "rivals": rivals}
+    other = row | {"bytes": 2450, "codecs": {"huffman": 2450, "ans": 2500}}
+    layers = {f"gaussian/{bits}/{zeros}/8192": row for bits in (4, 8) for zeros in (0.0, 0.8, 0.9, 0.95)}
+    document = {"layers": layers | {"laplace/8/0.9/8192": other}, "networks": {"net/0.9/4": {"conv": row}}}
+    lines = report.section(document)
+    assert "| 90% zeros | 0.986 (1.010) | 0.986 (1.010) | 2.393 (2.450) |" in lines
+    assert "| 4 bits, 90% zeros | 1.005, 1.010 |" in lines
+    assert (
+        "| net, 90% zeros, 4 bits | 1,010 | 0.986 | 1.005 | 1.010 | 2.000 | 0.990 | 2.97 | 2.48 | 2.38 | 3.96 |"
+        in lines
+    )
+    text = "\n".join(lines)
+    assert "1 are larger than a compressor makes them: laplace/8/0.9/8192 (0.980);" in text
+    assert "sHAM takes at least 1.63 times as much (laplace/8/0.9/8192), less than 2 times in 1:" in text
+
+
+def test_sizes_of_one_layer() -> None:
+    bench = load("bench_size")
+    weight = bench.synthetic("gaussian", 0.9, 4, 16_384).reshape(64, -1)
+    assert (weight != 0).mean() == pytest.approx(0.1, abs=1e-4)
+    assert np.abs(weight).max() == 7
+    found = bench.measure(weight)
+    assert found["bytes"] == min(found["codecs"].values())
+    assert found["bound"] <= found["coded"] + 64 <= found["bytes"] + 64
+    assert found["bound"] <= found["ideal"] <= 1.1 * found["bound"]
+    assert min(found["rivals"].values()) > found["bytes"]
+    names = bench.stored_networks.names()
+    assert [name for name in names if name.startswith("ds_cnn/")] == names[:6]
