@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import report_codebooks
 import report_int8
 import report_load
 import report_nets
@@ -78,6 +79,11 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Document], list[str]]]] = {
         "Training for size",
         "`PQKConfig(size_penalty=)` on the keyword-spotting network of `pqk demo`, beside fewer bits and more zeros.",
         report_size_penalty.section,
+    ),
+    "codebooks": (
+        "Weight sharing",
+        "`share_weights` on the network of `pqk demo`: few float values for many weights, then trained centroids.",
+        report_codebooks.section,
     ),
 }
 

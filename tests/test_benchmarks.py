@@ -237,6 +237,21 @@ def test_one_load_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "<summary>1 loads by stages</summary>" in text
 
 
+def test_report_of_codebooks() -> None:
+    report = load("report_codebooks")
+    runs = {}
+    for sparsity in (0.0, 0.8):
+        runs |= {f"{sparsity}/float/0/{seed}": {"accuracy": 0.9 + seed / 100} for seed in (0, 1)}
+        for k in (8, 32):
+            run = {"accuracy": 0.91, "fitted": 0.5, "weights": 10 * k, "file": 1000 * k * (1 - sparsity)}
+            runs |= {f"{sparsity}/kmeans/{k}/{seed}": run for seed in (0, 1)}
+    lines = report.section({"runs": runs})
+    assert "| 80%, kmeans, k = 32 | 91.0% | +0.5 ± 0.5 | 50.0% | 320 B | 6,400 B |" in lines
+    assert "| 0%, float | 90.5% |  |  |  |  |" in lines
+    assert "Pruned before sharing, 2 of 2 files are smaller than without pruning." in lines[0]
+    assert "<summary>k = 8</summary>" in lines
+
+
 def test_readme_tables_are_those_of_the_results() -> None:
     report = load("report")
     everything = report.report()
