@@ -103,7 +103,7 @@ class PQKConfig:
         teacher: ``False`` makes phase 2 plain continued training: the control arm of the method.
         size_penalty: what a kilobyte (1000 bytes) of coded weights costs, in units of the loss: ``size_penalty / 1000``
             times :func:`pqk_ext.coded_size` is added to the loss of each quantized step. 0 adds nothing. It saves
-            most by making step sizes grow, for which Adam needs a larger ``step_size_lr_factor``, such as 0.1.
+            most by making step sizes grow, for which Adam needs a larger ``step_size_lr_factor``, 0.1 to 1.
     """
 
     sparsity: float = _number(0.9, 0, 1, open_high=True)

@@ -49,21 +49,24 @@ class Arm(demo.Recipe):
         )
 
 
-# The first is `pqk demo`; each other one is named by what differs from it and from the 0.1 above.
+# The first is `pqk demo`. Each other one is named by what differs from it, beside the rate of its step sizes: 0.1 where
+# none is given.
 ARMS = {
     "8 bits, default": Arm(step_size_lr_factor=0.01),
     "4 bits": Arm(bits=4),
-    "4 bits, penalty 1": Arm(bits=4, size_penalty=1),
-    "8 bits, penalty 1": Arm(size_penalty=1),
+    "3 bits": Arm(bits=3),
+    "8 bits, penalty 0.3, rate 1": Arm(size_penalty=0.3, step_size_lr_factor=1),
+    "4 bits, penalty 0.3, rate 1": Arm(bits=4, size_penalty=0.3, step_size_lr_factor=1),
+    "3 bits, penalty 0.3, rate 1": Arm(bits=3, size_penalty=0.3, step_size_lr_factor=1),
     "5 bits": Arm(bits=5),
-    "4 bits, penalty 3": Arm(bits=4, size_penalty=3),
+    "8 bits, penalty 1": Arm(size_penalty=1),
+    "5 bits, penalty 1": Arm(bits=5, size_penalty=1),
+    "4 bits, penalty 1": Arm(bits=4, size_penalty=1),
+    "3 bits, penalty 1": Arm(bits=3, size_penalty=1),
     "8 bits, penalty 3": Arm(size_penalty=3),
+    "4 bits, penalty 3": Arm(bits=4, size_penalty=3),
     "90 % zeros": Arm(sparsity=0.9),
     "4 bits, 70 % zeros, penalty 1": Arm(bits=4, sparsity=0.7, size_penalty=1),
-    "5 bits, penalty 1": Arm(bits=5, size_penalty=1),
-    "3 bits": Arm(bits=3),
-    "3 bits, penalty 1": Arm(bits=3, size_penalty=1),
-    "2 bits": Arm(bits=2),
 }
 
 
