@@ -1,4 +1,4 @@
-"""The table of `benchmarks/results/size_penalty.json`: bytes and accuracy of each arm, beside those of `pqk demo`'s recipe."""
+"""The table of `benchmarks/results/size_penalty.json`: bytes and accuracy of each arm, beside the usual recipe."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _points(runs: dict[int, Any], base: dict[int, Any]) -> str:
     if not points:
         return ""
     mean = f"{statistics.fmean(points):+.1f}"
-    return f"{mean} \u00b1 {statistics.stdev(points) / math.sqrt(len(points)):.1f}" if len(points) > 1 else mean
+    return f"{mean} \u00b1 {statistics.stdev(points) / math.sqrt(len(points)):.1f}" if len(points) > 2 else mean
 
 
 def _note(runs: list[Any]) -> str:
     steps = sorted({run["steps"] for run in runs})
     return (
-        f"{', '.join(map(str, steps))} steps a run. Points: accuracy less that of {_BASE}, mean over the seeds and its "
-        "standard error. The penalty is in loss per kB; the rate is `step_size_lr_factor`, 0.1 where none is named."
+        f"{', '.join(map(str, steps))} steps a run. Points: accuracy less that of {_BASE}, mean over the seeds; its "
+        "standard error where there are three. The penalty is in loss per kB; the rate is `step_size_lr_factor`, 0.1 where none is named."
     )
