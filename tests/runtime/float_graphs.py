@@ -116,7 +116,7 @@ class RandomFloatGraph:
             if self.int(0, 2):
                 x = self.build.float_linear(x, self.int(1, 40))
                 x = self.build.float_linear(x, self.build.value(x).shape[0], residual=x)
-        elif x != len(self.build.nodes):
+        elif x != len(self.build.nodes) or not self.build.nodes:
             self.build.float_affine(x)
         return self.build.graph()
 
