@@ -52,5 +52,6 @@ def _note(runs: list[Any]) -> str:
     steps = sorted({run["steps"] for run in runs})
     return (
         f"{', '.join(map(str, steps))} steps a run. Points: accuracy less that of {_BASE}, mean over the seeds; its "
-        "standard error where there are three. The penalty is in loss per kB; the rate is `step_size_lr_factor`, 0.1 where none is named."
+        "standard error where there are three. The penalty is in loss per kB; the rate is `step_size_lr_factor`, 0.1 "
+        "where none is named."
     )
