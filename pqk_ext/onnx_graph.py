@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pqk_ext.runtime.graph import FLOAT_OPS, Graph, Node, Value
+from pqk_ext.onnx_float import MOVES, WRITE_FLOAT
+from pqk_ext.runtime.graph import Graph, Node, Value
 
 if TYPE_CHECKING:
     import onnx
@@ -111,9 +112,8 @@ class _Builder:
 
     def add_node(self, index: int, node: Node) -> None:
         self.index, self.label = index + 1, f"{index}.{node.name}"
-        if node.op in FLOAT_OPS or (node.op in ("concat", "slice", "pad") and node.value.dtype == "f32"):
-            raise self.refuse(node, "networks with float codebooks are not written as ONNX")
-        write = _WRITE[node.op]
+        moves_floats = node.op in MOVES and node.value.dtype == "f32"
+        write = MOVES[node.op] if moves_floats else (_WRITE | WRITE_FLOAT)[node.op]
         x = write(self, node, *(self.values[i] for i in node.inputs))
         value = node.value
         if self.quantized and value.scale is not None and value.zero_point is not None:

@@ -219,6 +219,7 @@ def test_every_operator_is_covered() -> None:
     from pqk_ext import onnx_graph
 
     assert set(onnx_graph._WRITE) == set(OPS) - FLOAT_OPS
+    assert set(onnx_graph.WRITE_FLOAT) == FLOAT_OPS
 
 
 def test_weights_that_no_scale_holds() -> None:

@@ -149,7 +149,8 @@ def _weight(node: Node) -> NDArray[np.generic] | None:
 
 
 def _reordering(graph: Graph, name: str) -> LayerCost:
-    value = graph.nodes[-1].value
+    # Of the output, or of the input before float operators.
+    value = graph.input if name == "input" else graph.nodes[-1].value
     moved = 2 * _nbytes(value)
     return LayerCost(name, "", value.shape, value.shape, None, None, 1, None, None, 0, moved)
 
