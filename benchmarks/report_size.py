@@ -45,8 +45,8 @@ def by_size(document: Document) -> list[str]:
     rows = []
     for bits, zeros in (("4", "0.0"), ("4", "0.8"), ("4", "0.9"), ("8", "0.8"), ("8", "0.9"), ("8", "0.95")):
         found = [layers.get(("gaussian", bits, zeros, str(count))) for count in counts]
-        if all(found):
-            cells = [f"{e['coded'] / e['bound']:.3f}, {e['bytes'] / e['bound']:.3f}" for e in found if e]
+        if any(found):
+            cells = [f"{e['coded'] / e['bound']:.3f}, {e['bytes'] / e['bound']:.3f}" if e else "" for e in found]
             rows.append([f"{bits} bits, {float(zeros):.0%} zeros", *cells])
     return [
         "Gaussian layers of other sizes: times the bound, streams alone and with tables and header.",
@@ -96,8 +96,8 @@ def claims(document: Document) -> list[str]:
         )
         + f"streams take at most {above[worst]:.3f} times the bound ({worst}; of layers with a "
         "bound of 512 bytes and more). "
-        f"sHAM takes at least {sham[least]:.2f} times as much ({least}), less than 2 times in {below}: where "
-        "values have many bits and few are left, an index of 8 or 16 bits and a value are less than twice the entropy.",
+        f"sHAM takes at least {sham[least]:.2f} times as much ({least}), less than 2 times in {below}: an "
+        "index of 8 or 16 bits and a coded value are there less than twice what a gap and a value need.",
     ]
 
 
