@@ -64,7 +64,7 @@ def compare_peers(network: Model, batch: int, rounds: int) -> list[dict[str, Any
     peers = _peers(network.graph, x, network.num_threads)
     differences = [float(np.abs(peer.call() - ours).max() / max(np.abs(ours).max(), 1e-30)) for peer in peers]
     seconds = interleaved([lambda: network.run(x, out), *(peer.call for peer in peers)], rounds)
-    results = [_result("pqk_ext", "int8", "", seconds[0])]
+    results = [_result("pqk_ext", "int8" if _has_codes(network.graph) else "float", "", seconds[0])]
     for peer, difference, its in zip(peers, differences, seconds[1:], strict=True):
         ratios = [b / a for a, b in zip(seconds[0], its, strict=True)]
         low, high = median_interval(ratios)
@@ -130,23 +130,28 @@ def _installed() -> list[str]:
     return [engine for engine in _ENGINES if importlib.util.find_spec(engine) is not None]
 
 
+def _has_codes(graph: Graph) -> bool:
+    """A network of float codebooks has none: there is nothing for int8 modes to compute."""
+    return any(node.value.dtype == "u8" for node in graph.nodes)
+
+
 def _peers(graph: Graph, x: Floats, threads: int) -> list[_Peer]:
     from pqk_ext.onnx_graph import to_onnx
 
     batch = len(x)
     floats = to_onnx(graph, batch=batch, quantized=False).SerializeToString()
-    codes = to_onnx(graph, batch=batch).SerializeToString()
+    codes = to_onnx(graph, batch=batch).SerializeToString() if _has_codes(graph) else None
     peers = []
     if "onnxruntime" in _installed():
-        # It computes a convolution in integers only if codes come out of it.
-        all_codes = to_onnx(graph, batch=batch, requantize_sums=True).SerializeToString()
-        peers += [_onnxruntime("int8", all_codes, x, threads), _onnxruntime("float", floats, x, threads)]
+        if codes is not None:
+            # It computes a convolution in integers only if codes come out of it.
+            all_codes = to_onnx(graph, batch=batch, requantize_sums=True).SerializeToString()
+            peers.append(_onnxruntime("int8", all_codes, x, threads))
+        peers.append(_onnxruntime("float", floats, x, threads))
     if "openvino" in _installed():
-        peers += [
-            _openvino("int8", codes, x, threads, "f32"),
-            _openvino("float", floats, x, threads, "f32"),
-            _openvino("float", floats, x, threads, "bf16"),
-        ]
+        if codes is not None:
+            peers.append(_openvino("int8", codes, x, threads, "f32"))
+        peers += [_openvino("float", floats, x, threads, precision) for precision in ("f32", "bf16")]
     return peers
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from pqk_ext.cli import bench_peers
 from pqk_ext.cli.failures import ExitCode
+from pqk_ext.runtime import format as pqk_format
+from tests.runtime.float_graphs import float_resnet8
 
 from .conftest import Result
 
@@ -46,6 +48,18 @@ def test_every_installed_peer_runs_the_network(
         assert peer["engine"] in done.out
     # The same integers but for roundings; random weights magnify these.
     assert all(peer["output_difference"] < 0.5 for peer in peers if peer["mode"] == "int8")
+
+
+def test_a_network_of_floats_has_no_int8_modes(pqk_without_torch: Pqk, engines: list[str], tmp_path: Path) -> None:
+    file, target = tmp_path / "net.pqk", tmp_path / "bench.json"
+    pqk_format.write(float_resnet8(density=0.1), file)
+    done = pqk_without_torch("bench", file, "--rounds", 3, "--profile", "--peers", "--json", target)
+    assert (done.code, done.err) == (0, "")
+    results = json.loads(target.read_text())["peers"]
+    assert {result["mode"] for result in results} == {"float"}
+    assert {result["engine"] for result in results} == {"pqk_ext", *engines}
+    # Rounding alone, but for bfloat16.
+    assert all(result["output_difference"] < 1e-3 for result in results[1:] if result["precision"] != "bf16")
 
 
 def test_without_peers_it_says_what_to_install(pqk: Pqk, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,10 @@ def test_maps(isa: str, function: str) -> None:
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(graph=float_graphs(), seed=st.integers(0, 2**32 - 1))
 def test_random_graphs(isa: str, graph: Graph, seed: int) -> None:
-    check(graph, 3, seed, threads=(1, 3))
+    x = samples(graph, 3, seed)
+    expected = float_reference.run(graph, x)
+    for kernel in (None, "float_sparse"):
+        check_against(expected, graph, x, (1, 3), kernel)
 
 
 @pytest.mark.parametrize("density", [0.1, 1.0])
