@@ -166,7 +166,9 @@ ChosenConv2d KernelChooser::choose(const std::string& node, const Conv2dShape& s
   const std::string key =
       layer_key(shape, constants, {density, block_density(shape, constants.weight)}) + " images ";
   const auto one = fastest(layer, key + "1", 1);
-  return {one, most_images > 1 ? fastest(layer, key + std::to_string(most_images), most_images) : one};
+  const auto many = most_images > 1 ? fastest(layer, key + std::to_string(most_images), most_images) : one;
+  if (one == nullptr || many == nullptr) return {};
+  return {one, many};
 }
 
 std::shared_ptr<const PackedConv2d> KernelChooser::fastest(Layer& layer, const std::string& key,
@@ -177,6 +179,7 @@ std::shared_ptr<const PackedConv2d> KernelChooser::fastest(Layer& layer, const s
     if (auto packed = layer.fastest(found->second)) return packed;
   }
   if (!options_.measure) return layer.for_dense_weights();
+  if (!may_time_) return nullptr;
   const Conv2dCandidates candidates = layer.candidates();
   if (candidates.size() == 1) return candidates.front().second;
   return layer.fastest(measured_[key] = layer.time(images));

@@ -33,9 +33,11 @@ struct ChosenConv2d {
 
 class KernelChooser {
  public:
-  explicit KernelChooser(const KernelOptions& options) : options_(options) {}
+  explicit KernelChooser(const KernelOptions& options, bool may_time = true)
+      : options_(options), may_time_(may_time) {}
 
-  // Throws std::invalid_argument for a choice by name that the layer cannot have.
+  // Throws std::invalid_argument for a choice by name that the layer cannot have. No kernels where they have to
+  // be timed, which this chooser may not.
   ChosenConv2d choose(const std::string& node, const Conv2dShape& shape, const Conv2dConstants& constants,
                       int64_t most_images);
   const KernelChoices& choices() const { return options_.choices; }
@@ -48,6 +50,7 @@ class KernelChooser {
   std::shared_ptr<const PackedConv2d> fastest(Layer& layer, const std::string& key, int64_t images);
 
   const KernelOptions& options_;
+  bool may_time_;
   KernelTable measured_;
 };
 

@@ -67,7 +67,7 @@ class Engine::Lease {
 };
 
 Engine::Engine(const Graph& graph, int num_threads, const KernelOptions& options)
-    : plan_(graph, options), pool_(num_threads) {}
+    : pool_(num_threads), plan_(graph, options, pool_) {}
 
 Engine::~Engine() {
   for (std::atomic<Workspace*>& slot : idle_) delete slot.load();

@@ -40,8 +40,8 @@ class Engine {
   int64_t run_parts_parallel(const float* input, float* output, int64_t batch) const;
   int64_t run_images_parallel(const float* input, float* output, int64_t batch) const;
 
-  Plan plan_;
   ThreadPool pool_;
+  Plan plan_;
   // Workspaces that nobody uses now. Slots are taken and given back by one atomic exchange, so that a fork in
   // the middle of another thread's call leaves nothing locked.
   static constexpr size_t kKeptWorkspaces = 64;

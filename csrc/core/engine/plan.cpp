@@ -61,14 +61,40 @@ std::unique_ptr<Step> make_step(const StepContext& context) {
   }
 }
 
+// The steps of nodes that need no timing of kernels, made on all threads: by node, null for the others. What
+// fails is left to the thread that can throw.
+std::vector<std::unique_ptr<Step>> make_ahead(const Graph& graph, const Layout& layout,
+                                              const KernelOptions& options, int64_t most_images,
+                                              const Parallel& parallel) {
+  const int64_t count = static_cast<int64_t>(graph.nodes().size());
+  std::vector<std::unique_ptr<Step>> steps(static_cast<size_t>(count));
+  if (parallel.num_threads() == 1) return steps;
+  parallel(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Node& node = graph.nodes()[static_cast<size_t>(i)];
+      const int value = static_cast<int>(i) + 1;
+      if (layout.is_view(value)) continue;
+      try {
+        KernelChooser chooser(options, false);
+        steps[static_cast<size_t>(i)] =
+            make_step({graph, layout, node, value, images_together(graph, node, most_images), chooser});
+      } catch (...) {
+        continue;
+      }
+    }
+  });
+  return steps;
+}
+
 }  // namespace
 
-Plan::Plan(const Graph& graph, const KernelOptions& options)
+Plan::Plan(const Graph& graph, const KernelOptions& options, const Parallel& parallel)
     : input_numel_(graph.input().numel()), output_numel_(graph.output().numel()), isa_(isa_name(active_isa())) {
   const Layout layout(graph);
   fills_ = layout.fills();
   arena_bytes_ = layout.arena_bytes();
   group_ = std::clamp<int64_t>(kArenasBytes / std::max<int64_t>(1, arena_bytes_), 1, kMostImages);
+  std::vector<std::unique_ptr<Step>> ahead = make_ahead(graph, layout, options, group_, parallel);
   KernelChooser chooser(options);
   const int values = static_cast<int>(graph.nodes().size());
   if (layout.imports(0)) add_step(make_import_step(graph, layout, 0), "input", 1);
@@ -76,7 +102,9 @@ Plan::Plan(const Graph& graph, const KernelOptions& options)
     if (layout.is_view(value)) continue;
     const Node& node = graph.nodes()[value - 1];
     const int64_t images = images_together(graph, node, group_);
-    add_step(make_step({graph, layout, node, value, images, chooser}), node.name, images);
+    std::unique_ptr<Step>& step = ahead[static_cast<size_t>(value - 1)];
+    if (step == nullptr) step = make_step({graph, layout, node, value, images, chooser});
+    add_step(std::move(step), node.name, images);
     if (layout.imports(value)) add_step(make_import_step(graph, layout, value), node.name, 1);
   }
   if (layout.reorders_output()) {

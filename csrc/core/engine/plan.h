@@ -22,8 +22,9 @@ struct Stretch {
 
 class Plan {
  public:
-  // Throws FormatError when the graph needs too much memory, std::invalid_argument for a choice that cannot be.
-  Plan(const Graph& graph, const KernelOptions& options);
+  // Packs weights on the threads of `parallel`. Throws FormatError when the graph needs too much memory,
+  // std::invalid_argument for a choice that cannot be.
+  Plan(const Graph& graph, const KernelOptions& options, const Parallel& parallel);
 
   const std::vector<std::unique_ptr<Step>>& steps() const { return steps_; }
   const std::vector<StepInfo>& infos() const { return infos_; }

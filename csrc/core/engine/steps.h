@@ -100,7 +100,8 @@ struct StepContext {
 Conv2dShape linear_shape(const Value& in, const Node& node);
 Conv2dShape conv_shape(const Value& in, const Node& node);
 
-// Kernels are those of the instruction set in use now. Null where nothing is left to do.
+// Kernels are those of the instruction set in use now. Null where nothing is left to do, or kernels have to be
+// timed that the chooser may not time.
 std::unique_ptr<Step> make_conv_step(const StepContext& context);  // conv2d and linear
 std::unique_ptr<Step> make_map_step(
     const StepContext& context);  // quantize, add, affine, lookup, dequantize, softmax

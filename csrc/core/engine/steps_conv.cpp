@@ -88,6 +88,7 @@ std::unique_ptr<Step> make_conv_step(const StepContext& context) {
   const std::vector<int8_t> reordered = taps_to_channels(constants.weight, shape);
   if (!reordered.empty()) constants.weight = reordered.data();
   const ChosenConv2d chosen = context.chooser.choose(node.name, shape, constants, context.most_images);
+  if (chosen.one == nullptr) return nullptr;
   const char* const kernel = chosen.one->kernel_name();
   const int64_t products =
       node.value.numel() * (shape.in_channels / shape.groups) * shape.kernel_height * shape.kernel_width;
