@@ -117,7 +117,77 @@ void GraphSource::add_any_node() {
   set_tensors(node);
   const engine::OpSchema& schema = engine::schema_of(engine::parse_op(node.op, "node"));
   if (node.tensors.size() < schema.tensors.size() && bytes_.range(0, 15)) return;
+  if (bytes_.range(0, 15) == 15) spoil(node);
   add(node);
+}
+
+// One thing that no graph may have, or may only have elsewhere.
+void GraphSource::spoil(RawNode& node) {
+  const int64_t value = bytes_.i64();
+  const uint8_t which = bytes_.u8();
+  const auto tensor =
+      node.tensors.empty() ? node.tensors.end() : std::next(node.tensors.begin(), which % node.tensors.size());
+  const auto field = node.attributes.empty()
+                         ? node.attributes.end()
+                         : std::next(node.attributes.begin(), which % node.attributes.size());
+  switch (bytes_.range(0, 16)) {
+    case 0:
+      node.op = "eval";
+      break;
+    case 1:
+      node.value.dtype = "f16";
+      break;
+    case 2:
+      node.value.shape.push_back(value);
+      break;
+    case 3:
+      node.value.shape.clear();
+      break;
+    case 4:
+      node.value.shape[which % node.value.shape.size()] = value;
+      break;
+    case 5:
+      node.value.has_zero_point = !node.value.has_zero_point;
+      break;
+    case 6:
+      node.value.has_scale = node.value.has_zero_point = !node.value.has_scale;
+      break;
+    case 7:
+      node.value.zero_point = value;
+      break;
+    case 8:
+      node.value.scale = static_cast<double>(value) * 1e-30;
+      break;
+    case 9:
+      node.inputs[which % node.inputs.size()] = value;
+      break;
+    case 10:
+      node.inputs.resize(which % 4, 0);
+      break;
+    case 11:
+      node.attributes["quant_max"] = value;
+      break;
+    case 12:
+      node.attributes["colour"] = 1.0;
+      break;
+    case 13:
+      if (field != node.attributes.end()) node.attributes.erase(field);
+      break;
+    case 14:
+      if (field == node.attributes.end()) break;
+      if (which % 3 == 0) field->second = 0.5;
+      if (which % 3 == 1) field->second = std::vector<int64_t>{value};
+      if (which % 3 == 2) field->second = std::string("relu");
+      break;
+    case 15:
+      if (tensor != node.tensors.end()) node.tensors.erase(tensor);
+      break;
+    default:
+      if (tensor == node.tensors.end()) break;
+      if (which % 3 == 0) tensor->second.dtype = "f64";
+      if (which % 3 == 1) tensor->second.shape.push_back(1);
+      if (which % 3 == 2 && !codes_.empty() && codes_.back().size() > 0) codes_.back()[0] = -128;
+  }
 }
 
 void GraphSource::set_inputs(RawNode& node) {
@@ -231,7 +301,8 @@ void GraphSource::set_codebook(RawNode& node, int8_t* codes, int64_t count) {
   const int64_t zero = std::get<int64_t>(node.attributes.at("zero"));
   const int64_t size = bytes_.range(1, 24);
   float* codebook = tensor<float>(node, "codebook", "f32", {size});
-  for (int64_t i = 0; i < size; ++i) codebook[i] = static_cast<float>(i - zero) * 0.1f;
+  for (int64_t i = 0; i < size; ++i)
+    codebook[i] = static_cast<float>(i - std::clamp<int64_t>(zero, 0, 15)) * 0.1f;
   if (bytes_.range(0, 63) == 63) codebook[bytes_.u8() % size] = static_cast<float>(bytes_.i64()) * 1e15f;
   if (zero < 0 || zero >= size) return;
   for (int64_t i = 0; i < count; ++i) {

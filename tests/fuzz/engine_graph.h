@@ -24,6 +24,7 @@ class GraphSource {
 
  private:
   void add_any_node();
+  void spoil(engine::RawNode& node);
   // False where the engine refused it.
   bool add(engine::RawNode& node);
   bool mend(engine::RawNode& node, const FormatError& error);

@@ -10,7 +10,7 @@ Exact<int8_t> read_values(Bytes& bytes) {
     const Exact<uint8_t> rest = bytes.rest();
     return {reinterpret_cast<const int8_t*>(rest.data()), rest.size()};
   }
-  const int64_t count = bytes.range(0, bytes.range(0, 15) == 0 ? 20'000 : 600);
+  const int64_t count = bytes.range(0, bytes.range(0, 15) == 0 ? 40'000 : 600);
   const int64_t percent = bytes.range(0, 100), spread = bytes.range(0, bytes.range(0, 7) == 0 ? 127 : 7);
   Exact<int8_t> values(count);
   Random(bytes.number(2)).codes(values.data(), count, percent, spread);
