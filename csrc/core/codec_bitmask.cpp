@@ -42,10 +42,19 @@ Parsed parse(ByteSpan payload, WeightShape shape, const std::string& field) {
 
 // Weights [begin, end); `values` are those from `begin` on. Returns the values that follow.
 const uint8_t* expand(const uint8_t* mask, const uint8_t* values, int64_t begin, int64_t end, int8_t* output) {
-  for (int64_t i = begin; i < end; ++i) {
-    const bool set = mask[i / 8] >> (i % 8) & 1;
-    *output++ = set ? static_cast<int8_t>(*values++) : int8_t{0};
+  // No branch, which could not be predicted; the byte before the first value is the mask's.
+  const auto put = [&](unsigned bits, int place) {
+    const int set = bits >> place & 1;
+    *output++ = static_cast<int8_t>(values[set - 1] & -set);
+    values += set;
+  };
+  int64_t i = begin;
+  for (; i < end && i % 8 != 0; ++i) put(mask[i / 8], static_cast<int>(i % 8));
+  for (; i + 8 <= end; i += 8) {
+    const unsigned bits = mask[i / 8];
+    for (int place = 0; place < 8; ++place) put(bits, place);
   }
+  for (; i < end; ++i) put(mask[i / 8], static_cast<int>(i % 8));
   return values;
 }
 
