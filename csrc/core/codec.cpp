@@ -39,6 +39,8 @@ void put_le(uint32_t value, int width, std::vector<uint8_t>& out) {
   for (int i = 0; i < width; ++i) out.push_back(static_cast<uint8_t>(value >> (8 * i)));
 }
 
+int64_t varint_size(uint32_t value) { return value < 0x80 ? 1 : 1 + varint_size(value >> 7); }
+
 void put_varint(uint32_t value, std::vector<uint8_t>& out) {
   for (; value >= 0x80; value >>= 7) out.push_back(static_cast<uint8_t>(value | 0x80));
   out.push_back(static_cast<uint8_t>(value));

@@ -37,6 +37,16 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   return out;
 }
 
+int64_t size(const SizeQuery& query) {
+  if (query.shape.count == 0) return 0;
+  const AnsTable table = ans_table(query.counts);
+  const double bits = static_cast<double>(ans_bits(query.counts, table.shares));
+  std::vector<uint8_t> header{0};
+  write_ans_table(table, header);
+  return std::ssize(header) + (int64_t{4} << ans_states_log2(ans_bits(query.counts, table.shares))) +
+         static_cast<int64_t>(bits / 8);
+}
+
 void check(ByteSpan payload, WeightShape shape, const std::string& field) {
   if (shape.count == 0) return check_end(ByteReader(payload, field));
   open(payload, shape.count, field);
@@ -57,6 +67,6 @@ PayloadParts parts(ByteSpan payload, WeightShape shape, const std::string& field
 
 }  // namespace
 
-const WeightCodec kAnsCodec{"ans", "ans", encode, check, decode, parts};
+const WeightCodec kAnsCodec{"ans", "ans", encode, size, {1, 0}, check, decode, parts};
 
 }  // namespace pqk

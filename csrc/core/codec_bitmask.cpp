@@ -17,6 +17,8 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   return out;
 }
 
+int64_t size(const SizeQuery& query) { return mask_size(query.shape.count) + query.nonzeros(); }
+
 void check(ByteSpan payload, WeightShape shape, const std::string& field) {
   ByteReader(payload, field).take(mask_size(shape.count), "mask");
 }
@@ -116,6 +118,6 @@ PayloadParts parts(ByteSpan payload, WeightShape shape, const std::string&) {
 
 }  // namespace
 
-const WeightCodec kBitmaskCodec{"bitmask", nullptr, encode, check, decode, parts, open};
+const WeightCodec kBitmaskCodec{"bitmask", nullptr, encode, size, {1.1, 1}, check, decode, parts, open};
 
 }  // namespace pqk

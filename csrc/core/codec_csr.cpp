@@ -67,6 +67,26 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   return out;
 }
 
+int64_t size(const SizeQuery& query) {
+  const int64_t rows = query.shape.rows, cols = query.shape.row_size(), nnz = query.nonzeros();
+  if (nnz > kInt32Max || cols > kInt32Max) return INT64_MAX;
+  const auto with_width = [&](int width) {
+    return 1 + varint_size(static_cast<uint32_t>(nnz)) + 4 * (rows + 1) + nnz * (width + 1);
+  };
+  const int64_t least = with_width(1);
+  if (least > query.limit) return least;
+  int64_t largest = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    int64_t previous = 0;
+    for (int64_t column = 0; column < cols; ++column) {
+      if (query.values[row * cols + column] == 0) continue;
+      largest = std::max(largest, column - previous);
+      previous = column;
+    }
+  }
+  return with_width(step_width(static_cast<uint32_t>(largest)));
+}
+
 // A payload of few bytes may stand for many zeros: there is nothing to refuse before decoding.
 void check(ByteSpan, WeightShape, const std::string&) {}
 
@@ -108,6 +128,6 @@ PayloadParts parts(ByteSpan payload, WeightShape, const std::string& field) {
 
 }  // namespace
 
-const WeightCodec kCsrCodec{"csr", nullptr, encode, check, decode, parts};
+const WeightCodec kCsrCodec{"csr", nullptr, encode, size, {0.05, 1.6}, check, decode, parts};
 
 }  // namespace pqk

@@ -29,8 +29,7 @@ void check_empty(ByteSpan payload, const std::string& field) { check_end(ByteRea
 std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   const int64_t count = shape.count;
   if (count == 0) return {};
-  HuffmanCounts counts{};
-  for (int64_t i = 0; i < count; ++i) ++counts[static_cast<uint8_t>(values[i]) ^ kFlip];
+  const HuffmanCounts counts = huffman_counts(reinterpret_cast<const uint8_t*>(values), count, kFlip);
   const HuffmanLengths lengths = huffman_lengths(counts);
   std::vector<uint8_t> out{0};
   out.reserve(1 + huffman_lengths_size(lengths) + huffman_bits(counts, lengths) / 8 + 8);
@@ -38,6 +37,13 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   out[0] = static_cast<uint8_t>(
       huffman_encode(lengths, reinterpret_cast<const uint8_t*>(values), count, kFlip, out));
   return out;
+}
+
+int64_t size(const SizeQuery& query) {
+  if (query.shape.count == 0) return 0;
+  const HuffmanLengths lengths = huffman_lengths(query.counts);
+  const uint64_t bits = huffman_bits(query.counts, lengths);
+  return 1 + huffman_lengths_size(lengths) + static_cast<int64_t>((bits + 7) / 8);
 }
 
 void check(ByteSpan payload, WeightShape shape, const std::string& field) {
@@ -61,6 +67,6 @@ PayloadParts parts(ByteSpan payload, WeightShape shape, const std::string& field
 
 }  // namespace
 
-const WeightCodec kHuffmanCodec{"huffman", nullptr, encode, check, decode, parts};
+const WeightCodec kHuffmanCodec{"huffman", nullptr, encode, size, {0.6, 0}, check, decode, parts};
 
 }  // namespace pqk

@@ -67,6 +67,16 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   return out;
 }
 
+int64_t size(const SizeQuery& query) {
+  const WeightShape& shape = query.shape;
+  if (shape.count == 0) return 0;
+  const InterleavedCode code = interleaved_code(query.counts);
+  const ChunkRange range{choose_rows_per_chunk(shape, shape.count), shape};
+  const int64_t bytes = static_cast<int64_t>((interleaved_bits(query.counts, code) + 7) / 8);
+  return varint_size(static_cast<uint32_t>(range.rows_per_chunk)) + 1 + interleaved_table_size(code) +
+         chunks_size(range.chunks(), bytes, shape.count);
+}
+
 void check(ByteSpan payload, WeightShape shape, const std::string& field) {
   if (shape.count == 0) return check_empty(payload, field);
   read_header(payload, shape, field);
@@ -134,6 +144,6 @@ std::unique_ptr<CodedWeight> open(ByteSpan payload, WeightShape shape, const std
 }  // namespace
 
 const WeightCodec kInterleavedHuffmanCodec{
-    "interleaved-huffman", "interleaved-huffman", encode, check, decode, parts, open};
+    "interleaved-huffman", "interleaved-huffman", encode, size, {0.12, 0}, check, decode, parts, open};
 
 }  // namespace pqk

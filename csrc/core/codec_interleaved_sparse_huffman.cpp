@@ -321,7 +321,14 @@ std::unique_ptr<CodedWeight> open(ByteSpan payload, WeightShape shape, const std
 
 }  // namespace
 
-const WeightCodec kInterleavedSparseHuffmanCodec{
-    "interleaved-sparse-huffman", "interleaved-sparse-huffman", encode, check, decode, parts, open};
+const WeightCodec kInterleavedSparseHuffmanCodec{"interleaved-sparse-huffman",
+                                                 "interleaved-sparse-huffman",
+                                                 encode,
+                                                 sparse_size,
+                                                 {0.03, 1.0},
+                                                 check,
+                                                 decode,
+                                                 parts,
+                                                 open};
 
 }  // namespace pqk

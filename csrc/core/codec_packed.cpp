@@ -16,7 +16,7 @@ int64_t packed_size(int64_t count, int bits) { return count / 8 * bits + (count 
 
 // Bits that hold a value and those of smaller magnitude.
 int bits_of(const int8_t* values, int64_t count) {
-  int used = 0;  // ~value for negative ones: both need a bit less than the sum
+  int used = 0;  // the value, or ~value of a negative one: what there is besides the sign
   for (int64_t i = 0; i < count; ++i) used |= values[i] ^ (values[i] >> 7);
   int bits = 1;
   while (used >> (bits - 1)) ++bits;
@@ -77,6 +77,10 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   }
   if (held_bits) out.push_back(static_cast<uint8_t>(held));
   return out;
+}
+
+int64_t size(const SizeQuery& query) {
+  return 1 + packed_size(query.shape.count, bits_of(query.values, query.shape.count));
 }
 
 void check(ByteSpan payload, WeightShape shape, const std::string& field) {
@@ -146,6 +150,6 @@ std::unique_ptr<CodedWeight> open(ByteSpan payload, WeightShape shape, const std
 
 }  // namespace
 
-const WeightCodec kPackedCodec{"packed", "packed", encode, check, decode, parts, open};
+const WeightCodec kPackedCodec{"packed", "packed", encode, size, {0.1, 0}, check, decode, parts, open};
 
 }  // namespace pqk

@@ -12,6 +12,8 @@ std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   return {bytes, bytes + shape.count};
 }
 
+int64_t size(const SizeQuery& query) { return query.shape.count; }
+
 void check(ByteSpan payload, WeightShape shape, const std::string& field) {
   if (payload.size == shape.count) return;
   throw FormatError("E_SIZE_MISMATCH", field, -1, std::to_string(shape.count) + " bytes",
@@ -59,6 +61,6 @@ std::unique_ptr<CodedWeight> open(ByteSpan payload, WeightShape shape, const std
 
 }  // namespace
 
-const WeightCodec kRawCodec{"raw", nullptr, encode, check, decode, parts, open};
+const WeightCodec kRawCodec{"raw", nullptr, encode, size, {0.02, 0}, check, decode, parts, open};
 
 }  // namespace pqk

@@ -133,6 +133,11 @@ Streams decode_streams(const Header& header, ByteReader& reader) {
   return streams;
 }
 
+int64_t size(const SizeQuery& query) {
+  if (query.gap_bound > query.limit || query.shape.count > UINT32_MAX) return INT64_MAX;
+  return std::ssize(encode(query.values, query.shape));
+}
+
 void check(ByteSpan payload, WeightShape shape, const std::string& field) {
   ByteReader reader(payload, field);
   read_header(reader, shape.count, field);
@@ -164,6 +169,6 @@ PayloadParts parts(ByteSpan payload, WeightShape shape, const std::string& field
 
 }  // namespace
 
-const WeightCodec kSparseAnsCodec{"sparse-ans", "ans", encode, check, decode, parts};
+const WeightCodec kSparseAnsCodec{"sparse-ans", "ans", encode, size, {0.2, 4}, check, decode, parts};
 
 }  // namespace pqk

@@ -113,28 +113,59 @@ Bytes decode_stream(const HuffmanLengths& lengths, uint8_t flip, ByteSpan stream
   return symbols;
 }
 
+// What encoding and the size of a payload need.
+struct Plan {
+  SparseSymbols symbols;
+  GapCode gap_code;
+  HuffmanCounts value_counts{};
+  HuffmanLengths value_lengths{};
+};
+
+Plan make_plan(const int8_t* values, int64_t count) {
+  Plan plan{sparse_symbols(values, count), {}, {}, {}};
+  const auto& [gaps, nonzeros] = plan.symbols;
+  plan.value_counts = huffman_counts(nonzeros.data(), std::ssize(nonzeros), kFlip);
+  if (gaps.empty()) return plan;
+  plan.gap_code = smallest_gap_code(gaps);
+  plan.value_lengths = huffman_lengths(plan.value_counts, kFlip);
+  return plan;
+}
+
+int64_t size(const SizeQuery& query) {
+  if (query.nonzeros() == 0) return 1;
+  if (query.gap_bound > query.limit || query.shape.count > UINT32_MAX) return INT64_MAX;
+  const Plan plan = make_plan(query.values, query.shape.count);
+  const uint64_t table_bits = 8 * static_cast<uint64_t>(huffman_lengths_size(plan.gap_code.lengths));
+  const int64_t gap_bytes = static_cast<int64_t>((plan.gap_code.bits - table_bits + 7) / 8);
+  const uint64_t value_bits = huffman_bits(plan.value_counts, plan.value_lengths);
+  return varint_size(static_cast<uint32_t>(plan.symbols.gaps.size())) +
+         varint_size(static_cast<uint32_t>(plan.gap_code.tokens)) +
+         varint_size(static_cast<uint32_t>(gap_bytes)) + 2 + huffman_lengths_size(plan.gap_code.lengths) +
+         huffman_lengths_size(plan.value_lengths) + gap_bytes + static_cast<int64_t>((value_bits + 7) / 8);
+}
+
 std::vector<uint8_t> encode(const int8_t* values, WeightShape shape) {
   const int64_t count = shape.count;
-  const auto [gaps, nonzeros] = sparse_symbols(values, count);
-  const HuffmanCounts value_counts = huffman_counts(nonzeros.data(), std::ssize(nonzeros), kFlip);
-  const GapCode code = gaps.empty() ? GapCode{} : smallest_gap_code(gaps);
+  const Plan plan = make_plan(values, count);
+  const GapCode& code = plan.gap_code;
   if (count > UINT32_MAX || code.tokens > UINT32_MAX) {
     throw FormatError("E_LIMIT", "weight", -1, "fewer than 2^32 weights", std::to_string(count));
   }
   std::vector<uint8_t> out;
+  const std::vector<uint8_t>& nonzeros = plan.symbols.nonzeros;
   put_varint(static_cast<uint32_t>(nonzeros.size()), out);
   if (nonzeros.empty()) return out;
-  const HuffmanLengths value_lengths = huffman_lengths(value_counts, kFlip);
-  const std::vector<uint8_t> tokens = gap_tokens(gaps, code.escape);
+  const std::vector<uint8_t> tokens = gap_tokens(plan.symbols.gaps, code.escape);
   std::vector<uint8_t> gap_stream, value_stream;
   const int gap_spare = huffman_encode(code.lengths, tokens.data(), tokens.size(), 0, gap_stream);
-  const int value_spare = huffman_encode(value_lengths, nonzeros.data(), nonzeros.size(), kFlip, value_stream);
+  const int value_spare =
+      huffman_encode(plan.value_lengths, nonzeros.data(), nonzeros.size(), kFlip, value_stream);
   put_varint(static_cast<uint32_t>(tokens.size()), out);
   put_varint(static_cast<uint32_t>(gap_stream.size()), out);
   out.push_back(static_cast<uint8_t>(code.escape));
   out.push_back(static_cast<uint8_t>(gap_spare + 8 * value_spare));
   write_huffman_lengths(code.lengths, out);
-  write_huffman_lengths(value_lengths, out);
+  write_huffman_lengths(plan.value_lengths, out);
   out.insert(out.end(), gap_stream.begin(), gap_stream.end());
   out.insert(out.end(), value_stream.begin(), value_stream.end());
   return out;
@@ -168,6 +199,7 @@ PayloadParts parts(ByteSpan payload, WeightShape shape, const std::string& field
 
 }  // namespace
 
-const WeightCodec kSparseHuffmanCodec{"sparse-huffman", nullptr, encode, check, decode, parts};
+const WeightCodec kSparseHuffmanCodec{"sparse-huffman", nullptr, encode, size,
+                                      {0.2, 2.5},       check,   decode, parts};
 
 }  // namespace pqk

@@ -20,6 +20,13 @@ int64_t read_rows_per_chunk(ByteReader& reader, WeightShape shape) {
                     "1 to " + std::to_string(shape.rows) + " rows", std::to_string(rows));
 }
 
+int64_t chunks_size(int64_t chunks, int64_t bytes, int64_t symbols) {
+  const int64_t waste = symbols < kLargeTensor ? kInterleavedFilledWaste : kInterleavedWaste;
+  // One chunk's last byte is in `bytes`.
+  const int64_t total = bytes + (chunks > 1 || symbols >= kLargeTensor ? chunks * waste : 0);
+  return total + chunks * varint_size(static_cast<uint32_t>(total / chunks));
+}
+
 int read_tail_blocks(ByteReader& reader) {
   const int64_t offset = reader.offset();
   const int blocks = reader.u8("tail_blocks");

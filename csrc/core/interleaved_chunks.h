@@ -22,6 +22,9 @@ int read_tail_blocks(ByteReader& reader);
 // As a varint. Throws E_LIMIT from 2^32 on.
 void put_chunk_size(size_t size, std::vector<uint8_t>& out);
 
+// Estimate of what `chunks` streams of `bytes` together take, with their sizes.
+int64_t chunks_size(int64_t chunks, int64_t bytes, int64_t symbols);
+
 struct ChunkRange {
   int64_t rows_per_chunk;
   WeightShape shape;

@@ -55,6 +55,9 @@ InterleavedCode read_interleaved_code(ByteReader& reader, const char* what);
 // whole blocks before them, go where the streams have bits left, and after them.
 void interleaved_encode(const InterleavedCode& code, const uint8_t* symbols, int64_t count, uint8_t flip,
                         int tail_blocks, std::vector<uint8_t>& out);
+// Bytes that interleaved streams have beyond their codes, on average, without and with a filled tail.
+inline constexpr int64_t kInterleavedWaste = 200, kInterleavedFilledWaste = 1;
+int64_t interleaved_table_size(const InterleavedCode& code);
 // So many that the bits that the streams have left are filled, by such symbols as counted.
 int interleaved_tail_blocks(const InterleavedCode& code, const HuffmanCounts& counts);
 

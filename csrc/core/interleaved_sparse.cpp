@@ -76,6 +76,18 @@ Choice choice_for(const Gaps& found, const HuffmanCounts& nonzero_counts, int lo
   return choice;
 }
 
+// Costs have one minimum, nearly: the first rise ends the search.
+Choice best_choice(const Gaps& found, HuffmanCounts nonzero_counts) {
+  nonzero_counts[kInterleavedFlip] = 0;
+  Choice best;
+  for (const int longest_gap : kLongestGaps) {
+    Choice choice = choice_for(found, nonzero_counts, longest_gap);
+    if (choice.bits > best.bits) break;
+    best = std::move(choice);
+  }
+  return best;
+}
+
 void append_tokens(const Gaps& found, SparseTokens& tokens) {
   const uint32_t step = static_cast<uint32_t>(tokens.longest_gap) + 1;
   const uint64_t total = std::accumulate(tokens.gap_counts.begin(), tokens.gap_counts.end(), uint64_t{0});
@@ -107,14 +119,9 @@ SparseTokens sparse_tokens(const int8_t* values, WeightShape shape) {
   const int64_t nnz = shape.count - static_cast<int64_t>(counts[kInterleavedFlip]);
   SparseTokens tokens;
   if (nnz == 0) return tokens;
-  counts[kInterleavedFlip] = 0;
   tokens.rows_per_chunk = choose_rows_per_chunk(shape, nnz);
   const Gaps found = find_gaps(values, {tokens.rows_per_chunk, shape}, nnz);
-  Choice best;
-  for (const int longest_gap : kLongestGaps) {
-    Choice choice = choice_for(found, counts, longest_gap);
-    if (choice.bits < best.bits) best = std::move(choice);
-  }
+  Choice best = best_choice(found, counts);
   tokens.longest_gap = best.longest_gap;
   tokens.gap_code = std::move(best.gap_code);
   tokens.value_code = std::move(best.value_code);
@@ -122,6 +129,24 @@ SparseTokens sparse_tokens(const int8_t* values, WeightShape shape) {
   tokens.value_counts = best.value_counts;
   append_tokens(found, tokens);
   return tokens;
+}
+
+int64_t sparse_size(const SizeQuery& query) {
+  const int64_t nnz = query.nonzeros();
+  if (nnz == 0) return 1;
+  if (query.gap_bound > query.limit || query.shape.count > UINT32_MAX) return INT64_MAX;
+  const ChunkRange range{choose_rows_per_chunk(query.shape, nnz), query.shape};
+  const Choice best = best_choice(find_gaps(query.values, range, nnz), query.counts);
+  const int64_t tokens =
+      static_cast<int64_t>(std::accumulate(best.gap_counts.begin(), best.gap_counts.end(), uint64_t{0}));
+  const auto streams = [&](const HuffmanCounts& counts, const InterleavedCode& code) {
+    const int64_t bytes = static_cast<int64_t>((interleaved_bits(counts, code) + 7) / 8);
+    return interleaved_table_size(code) + chunks_size(range.chunks(), bytes, tokens);
+  };
+  const int64_t counts_size = range.chunks() * varint_size(static_cast<uint32_t>(tokens / range.chunks()));
+  return varint_size(static_cast<uint32_t>(tokens)) + varint_size(static_cast<uint32_t>(range.rows_per_chunk)) +
+         2 + counts_size + streams(best.gap_counts, best.gap_code) +
+         streams(best.value_counts, best.value_code);
 }
 
 }  // namespace pqk

@@ -18,6 +18,8 @@ struct SparseTokens {
   std::vector<int64_t> chunk_ends;    // in tokens
 };
 
+// Estimate of the payload's length, INT64_MAX where it must be longer than query.limit.
+int64_t sparse_size(const SizeQuery& query);
 // Of the possible longest gaps takes the one of fewest bits. Throws E_LIMIT from 2^32 weights on.
 SparseTokens sparse_tokens(const int8_t* values, WeightShape shape);
 

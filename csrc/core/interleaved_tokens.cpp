@@ -194,6 +194,10 @@ int interleaved_period(const InterleavedCode& code) {
   return longest <= 8 ? 2 : 1;
 }
 
+int64_t interleaved_table_size(const InterleavedCode& code) {
+  return static_cast<int64_t>((table_bits(code) + 7) / 8);
+}
+
 void write_interleaved_code(const InterleavedCode& code, std::vector<uint8_t>& out) {
   out.push_back(code.front().base);
   out.push_back(static_cast<uint8_t>(code.back().base + (1 << code.back().extra) - 1));

@@ -15,17 +15,33 @@ namespace {
 // forcecast off: an array of another dtype or layout is a TypeError, never a silent copy.
 using Int8Array = py::array_t<int8_t, py::array::c_style>;
 
-py::bytes encode(const std::string& codec_name, const Int8Array& values, int64_t rows) {
-  const WeightCodec& codec = weight_codec(codec_name, "codec");
+WeightShape shape_of(const Int8Array& values, int64_t rows) {
   const WeightShape shape{values.size(), rows};
   if (rows < 0 || (rows == 0 ? shape.count : shape.count % rows) != 0) {
     throw py::value_error("rows must divide the number of values, " + std::to_string(shape.count) + ", got " +
                           std::to_string(rows));
   }
+  return shape;
+}
+
+py::bytes encode(const std::string& codec_name, const Int8Array& values, int64_t rows) {
+  const WeightCodec& codec = weight_codec(codec_name, "codec");
+  const WeightShape shape = shape_of(values, rows);
   const int8_t* data = values.data();
   std::vector<uint8_t> payload;
   without_gil([&] { payload = codec.encode(data, shape); });
   return py::bytes(reinterpret_cast<const char*>(payload.data()), payload.size());
+}
+
+std::string choose(const Int8Array& values, int64_t rows, double speed_tolerance) {
+  const WeightShape shape = shape_of(values, rows);
+  if (!(speed_tolerance >= 0)) {
+    throw py::value_error("speed_tolerance must be at least 0, got " + std::to_string(speed_tolerance));
+  }
+  const int8_t* data = values.data();
+  const char* name = nullptr;
+  without_gil([&] { name = choose_weight_codec(data, shape, speed_tolerance).name; });
+  return name;
 }
 
 ByteSpan bytes_of(const py::buffer_info& info) {
@@ -92,6 +108,10 @@ void register_codec(py::module_& module) {
              "The required feature of each codec that version 1.0 of the format lacks.");
   module.def("encode_weight", &encode, py::arg("codec"), py::arg("values").noconvert(), py::arg("rows"),
              "Payload of a C-contiguous int8 array seen as `rows` rows.");
+  module.def(
+      "choose_codec", &choose, py::arg("values").noconvert(), py::arg("rows"), py::arg("speed_tolerance"),
+      "Of the codecs whose payload is at most `speed_tolerance` longer than the shortest, the one that is "
+      "fastest to decode.");
   module.def("decode_weight", &decode, py::arg("codec"), py::arg("payload"), py::arg("count"), py::arg("rows"),
              py::arg("field"), py::arg("num_threads") = 1,
              "The `count` int8 values of a payload; FormatError naming `field` for any other payload.");

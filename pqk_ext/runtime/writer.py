@@ -1,4 +1,4 @@
-"""Writing of ``.pqk`` files: the smallest codec for each weight, and a file that is whole or not there."""
+"""Writing of ``.pqk`` files: a codec for each weight, and a file that is whole or not there."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _Tensors: TypeAlias = dict[str, NDArray[np.generic]]
 
 
 def _encode_weight(
-    weight: NDArray[np.int8], codebook: int | None, codec: str | None
+    weight: NDArray[np.int8], codebook: int | None, codec: str | None, speed_tolerance: float
 ) -> tuple[WeightRecord, NDArray[np.generic]]:
     flat = np.ascontiguousarray(weight)
-    names = CODECS if codec is None else (codec,)
-    payloads = [_core.encode_weight(name, flat, weight.shape[0]) for name in names]
-    smallest = min(range(len(names)), key=lambda i: len(payloads[i]))  # the first of equals decodes fastest
-    record = WeightRecord(names[smallest], weight.shape, value_bits(weight, codes=codebook is not None), codebook)
-    # A raw weight is stored as what it is, so that any safetensors tool can read it.
-    return record, flat if record.codec == "raw" else np.frombuffer(payloads[smallest], np.uint8)
+    rows = weight.shape[0]
+    name = codec or _core.choose_codec(flat, rows, speed_tolerance)
+    record = WeightRecord(name, weight.shape, value_bits(weight, codes=codebook is not None), codebook)
+    if name == "raw":  # stored as what it is, so that any safetensors tool can read it
+        return record, flat
+    return record, np.frombuffer(_core.encode_weight(name, flat, rows), np.uint8)
 
 
-def _encode_node(node: Node, codec: str | None) -> tuple[WeightRecord | None, _Tensors]:
+def _encode_node(node: Node, codec: str | None, speed_tolerance: float) -> tuple[WeightRecord | None, _Tensors]:
     """The tensors of a node as the container holds them, by the part of their name after the node's index."""
     tensors: _Tensors = {}
     record = None
     if "weight" in node.tensors:
         weight: NDArray[np.int8] = node.tensors["weight"]  # type: ignore[assignment]  # checked
         codebook = len(node.tensors["codebook"]) if "codebook" in node.tensors else None
-        record, tensors["weight"] = _encode_weight(weight, codebook, codec)
+        record, tensors["weight"] = _encode_weight(weight, codebook, codec, speed_tolerance)
     if "multiplier" in node.tensors:
         tensors["affine"] = np.stack([node.tensors["multiplier"], node.tensors["bias"]])
     for name in ("codebook", "zero_point", "table"):
@@ -48,16 +48,19 @@ def _encode_node(node: Node, codec: str | None) -> tuple[WeightRecord | None, _T
     return record, tensors
 
 
-def dumps(graph: Graph, *, codec: str | None = None) -> bytes:
+def dumps(graph: Graph, *, codec: str | None = None, speed_tolerance: float = 0.01) -> bytes:
     """The bytes of the file that :func:`write` writes; equal graphs give equal bytes.
 
     Args:
         graph: what to store.
-        codec: one of :data:`CODECS` for every weight, or None for the smallest for each.
+        codec: one of :data:`CODECS` for every weight, or None for the best for each.
+        speed_tolerance: where ``codec`` is None, how much longer than the shortest a weight's payload may be, as a
+            share of it, to be decoded faster. 0 gives the smallest file. (Lengths are computed from the values
+            before anything is encoded, those of interleaved streams to within 0.2 %.)
 
     Raises:
         FormatError: the graph breaks a rule of the format.
-        ValueError: unknown ``codec``.
+        ValueError: unknown ``codec``, or a negative ``speed_tolerance``.
     """
     if codec is not None and codec not in CODECS:
         raise ValueError(f"codec must be None or one of {', '.join(CODECS)}, got {codec!r}")
@@ -66,7 +69,7 @@ def dumps(graph: Graph, *, codec: str | None = None) -> bytes:
     weights: dict[int, WeightRecord] = {}
     tensors: _Tensors = {}
     for index, node in enumerate(graph.nodes):
-        record, parts = _encode_node(node, codec)
+        record, parts = _encode_node(node, codec, speed_tolerance)
         if record is not None:
             weights[index] = record
         tensors.update((f"{index}.{name}", part) for name, part in parts.items())
@@ -75,20 +78,25 @@ def dumps(graph: Graph, *, codec: str | None = None) -> bytes:
     return data
 
 
-def write(graph: Graph, path: str | os.PathLike[str], *, codec: str | None = None) -> None:
+def write(
+    graph: Graph, path: str | os.PathLike[str], *, codec: str | None = None, speed_tolerance: float = 0.01
+) -> None:
     """Writes a graph. The file appears whole or not at all; one already there is replaced only by a whole one.
 
     Args:
         graph: what to store.
         path: the file.
-        codec: one of :data:`CODECS` for every weight, or None for the smallest for each.
+        codec: one of :data:`CODECS` for every weight, or None for the best for each.
+        speed_tolerance: where ``codec`` is None, how much longer than the shortest a weight's payload may be, as a
+            share of it, to be decoded faster. 0 gives the smallest file. (Lengths are computed from the values
+            before anything is encoded, those of interleaved streams to within 0.2 %.)
 
     Raises:
         FormatError: the graph breaks a rule of the format.
         OSError: the file cannot be written; nothing is left behind.
-        ValueError: unknown ``codec``.
+        ValueError: unknown ``codec``, or a negative ``speed_tolerance``.
     """
-    data = dumps(graph, codec=codec)
+    data = dumps(graph, codec=codec, speed_tolerance=speed_tolerance)
     target = os.fspath(path)
     if os.path.exists(target) and not os.path.isfile(target):
         raise OSError(errno.EINVAL, "cannot replace what is not a regular file", target)

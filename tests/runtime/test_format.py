@@ -60,16 +60,22 @@ def test_golden_graphs_use_every_operator(golden_graphs: ModuleType) -> None:
     assert {node.op for node in golden_graphs.float_ops().nodes} > FLOAT_OPS
 
 
-def test_every_weight_gets_its_smallest_codec(golden_graphs: ModuleType, tmp_path: Path) -> None:
+def test_weights_get_the_smallest_codec_or_a_faster_one(golden_graphs: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "net.pqk"
+
+    def sizes(graph: Graph, **choice: Any) -> list[int]:
+        pqk_format.write(graph, path, **choice)
+        return [weight.payload_bytes for weight in pqk_format.inspect(path).weights]
+
     for density in (0.02, 0.3, 1.0):
         graph = golden_graphs.small(density)
-        pqk_format.write(graph, path)
-        chosen = [weight.payload_bytes for weight in pqk_format.inspect(path).weights]
-        for codec in pqk_format.CODECS:
-            pqk_format.write(graph, path, codec=codec)
-            forced = [weight.payload_bytes for weight in pqk_format.inspect(path).weights]
-            assert all(best <= other for best, other in zip(chosen, forced, strict=True))
+        by_codec = zip(*(sizes(graph, codec=codec) for codec in pqk_format.CODECS), strict=True)
+        smallest = [min(of_weight) for of_weight in by_codec]
+        assert sizes(graph, speed_tolerance=0.0) == smallest
+        chosen = sizes(graph, speed_tolerance=0.1)
+        assert all(low <= size <= 1.1 * low for low, size in zip(smallest, chosen, strict=True))
+    with pytest.raises(ValueError, match="speed_tolerance must be at least 0, got -1"):
+        pqk_format.dumps(graph, speed_tolerance=-1.0)
 
 
 @settings(max_examples=60, deadline=None)
