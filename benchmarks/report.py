@@ -18,6 +18,7 @@ import report_load
 import report_nets
 import report_size
 import report_size_penalty
+import report_storage
 from markdown import Document, folded, ratio, table
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +75,17 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Document], list[str]]]] = {
         "Sparse weights in training",
         "`pqk_ext.ops.sparse_conv2d`, `sparse_linear` and the masked layers against torch's dense and CSR.",
         paired_table,
+    ),
+    "decode": (
+        "Decoding of weights",
+        "Weights of 1024 x 4096, by the smaller of the codecs that vector registers decode, against zstd (the fastest "
+        "to decode of levels 1, 3, 19) on the same bytes.",
+        report_storage.decode_section,
+    ),
+    "product": (
+        "Products with coded weights",
+        "Weights stay as they are in the file and are decoded in each call, a few rows at a time.",
+        report_storage.product_section,
     ),
     "size_penalty": (
         "Training for size",

@@ -340,3 +340,36 @@ def test_sizes_of_one_layer() -> None:
     assert min(found["rivals"].values()) > found["bytes"]
     names = bench.stored_networks.names()
     assert [name for name in names if name.startswith("ds_cnn/")] == names[:6]
+
+
+def test_alphabets_are_what_they_are_called() -> None:
+    alphabets = load("alphabets").all_alphabets()
+    for name, weights in alphabets.items():
+        assert weights.dtype == np.int8
+        assert weights.shape == (1024, 4096)
+        if "zeros," in name:
+            assert (weights == 0).mean() == pytest.approx(int(name[:2]) / 100, abs=0.001)
+            assert abs(weights).max() <= 2 ** (int(name[-6]) - 1) - 1
+    assert len(np.unique(alphabets["32 clusters"])) == 31
+
+
+@pytest.mark.parametrize("percentile", [0, 50, 99])
+@pytest.mark.parametrize("count", [2, 32, 256])
+def test_weights_share_values(percentile: float, count: int) -> None:
+    product = load("bench_product")
+    weight = np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32)
+    codes, codebook, zero = product.shared_values(weight, percentile, count)
+    shared = codebook[codes.astype(np.int64) + zero]
+    assert (np.diff(codebook) >= 0).all()
+    assert len(np.unique(shared)) <= count + (percentile > 0)
+    if percentile:
+        assert (shared == 0).mean() == pytest.approx(percentile / 100, abs=0.01)
+        assert codebook[zero] == 0
+        kept = shared != 0
+        assert abs(weight[kept]).min() >= abs(weight[~kept]).max()
+    error = 0.9 if count == 2 else 0.4
+    assert abs(shared - weight)[shared != 0].mean() < error
+    run, codec, bits = product.float_product(codes, codebook, zero, np.ones(300, np.float32))
+    np.testing.assert_allclose(run()[0].numpy(), shared.sum(1), rtol=1e-4, atol=1e-3)
+    assert bits < 10
+    assert codec.startswith("interleaved")

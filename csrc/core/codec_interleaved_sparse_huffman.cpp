@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "core/codec.h"
+#include "core/coded_tokens.h"
 #include "core/interleaved_chunks.h"
 #include "core/interleaved_huffman.h"
 #include "core/interleaved_sparse.h"
@@ -162,6 +163,14 @@ class ChunkDecoder {
         gaps_(gaps, header.chunks[chunk].gaps, tokens_left_, header.tail_blocks, field + ".gaps"),
         values_(values, header.chunks[chunk].values, tokens_left_, header.tail_blocks, field + ".values") {}
 
+  // The tokens themselves instead.
+  WeightTokens tokens() {
+    if (begin_ == end_ && tokens_left_ > 0) refill();
+    const WeightTokens found{tile_gaps_.data() + begin_, tile_values_.data() + begin_, end_ - begin_};
+    begin_ = end_;
+    return found;
+  }
+
   // The next `count` weights. Throws where tokens are left behind the chunk's last.
   void decode(int8_t* output, int64_t count) {
     while (count > 0) {
@@ -244,7 +253,7 @@ class ChunkDecoder {
   std::array<uint8_t, kTileTokens> tile_gaps_, tile_values_;
 };
 
-class Coded final : public CodedWeight {
+class Coded final : public CodedWeight, public TokenSource {
  public:
   Coded(Header header, std::string field)
       : header_(std::move(header)),
@@ -255,6 +264,9 @@ class Coded final : public CodedWeight {
   int64_t rows_per_chunk() const override { return header_.range.rows_per_chunk; }
   std::unique_ptr<RowCursor> open(int64_t chunk) const override {
     return std::make_unique<Cursor>(*this, chunk);
+  }
+  std::unique_ptr<TokenCursor> open_tokens(int64_t chunk) const override {
+    return std::make_unique<Tokens>(*this, chunk);
   }
   int64_t chunks() const { return header_.range.chunks(); }
   void decode(int64_t chunk, int8_t* output) const {
@@ -272,6 +284,15 @@ class Coded final : public CodedWeight {
 
    private:
     const int64_t row_size_;
+    ChunkDecoder decoder_;
+  };
+  class Tokens final : public TokenCursor {
+   public:
+    Tokens(const Coded& coded, int64_t chunk)
+        : decoder_(coded.header_, coded.gaps_, coded.values_, chunk, coded.field_) {}
+    WeightTokens next() override { return decoder_.tokens(); }
+
+   private:
     ChunkDecoder decoder_;
   };
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/coded_linear_plan.h"
+#include "core/coded_tokens.h"
 
 namespace pqk {
 namespace {
@@ -69,7 +70,8 @@ CodedLinear::CodedLinear(std::shared_ptr<const CodedWeight> weight, WeightShape 
       panel_rows_(coded_panel_rows(*weight_, shape, kOutTile)),
       rows_at_once_(std::clamp<int64_t>(
           kDecodedBytes / std::max<int64_t>(1, shape.row_size()) / kDotRows * kDotRows, kDotRows, kOutTile)),
-      pitch_(round_up(shape.row_size(), kDotBytes)) {
+      pitch_(round_up(shape.row_size(), kDotBytes)),
+      tokens_(dynamic_cast<const TokenSource*>(weight_.get())) {
   std::copy_n(constants.multiplier, shape.rows, multiplier_.data());
   std::copy_n(constants.bias, shape.rows, bias_.data());
 }
@@ -95,7 +97,35 @@ CodedLinear::Work CodedLinear::arrange(uint8_t* scratch, int64_t count) const {
   return work;
 }
 
-int64_t CodedLinear::scratch_bytes(int64_t count) const { return arrange(nullptr, count).bytes; }
+int64_t CodedLinear::scratch_bytes(int64_t count) const {
+  const int64_t tokens = tokens_ != nullptr ? (2 * pitch_ + weight_->rows_per_chunk() + kOutTile) * 4 : 0;
+  return std::max(arrange(nullptr, count).bytes, tokens);
+}
+
+// One row of x, with the zero point subtracted. The values after it are the row as it was.
+void CodedLinear::run_tokens(const Int8LinearRows& rows, int64_t panel_begin, int64_t panel_end,
+                             uint8_t* scratch) const {
+  Int8TokensKernel* const add = active_int8_tokens();
+  Int8LinearTileKernel* const tile = active_int8_linear_tile();
+  const int64_t row_size = shape_.row_size(), in_chunk = weight_->rows_per_chunk();
+  int32_t* const input = reinterpret_cast<int32_t*>(scratch);
+  uint8_t* const codes = reinterpret_cast<uint8_t*>(input + pitch_);
+  int32_t* const sums = input + 2 * pitch_;
+  load_row(rows, rows.input.data, codes);
+  for (int64_t i = 0; i < row_size; ++i) input[i] = codes[i] - input_zero_point_;
+  const int64_t last = std::min(panel_end * panel_rows_, shape_.rows);
+  for (int64_t first = panel_begin * panel_rows_; first < last; first += in_chunk) {
+    const int64_t in_this = std::min(in_chunk, last - first);
+    std::fill_n(sums, in_this + kOutTile, 0);
+    TokenProducts<int32_t> products{input, row_size, in_this, sums};
+    for_each_token(*tokens_, first / in_chunk,
+                   [&](const WeightTokens& tokens) { return add(tokens, products); });
+    products.finish();
+    for (int64_t row = 0; row < in_this; row += kOutTile) {
+      tile(epilogue_, rows, {sums + row, 0, first + row, std::min(kOutTile, in_this - row)});
+    }
+  }
+}
 
 void CodedLinear::load_inputs(const Int8LinearRows& rows, const Work& work) const {
   const size_t size = static_cast<size_t>(shape_.row_size()), rest = static_cast<size_t>(pitch_) - size;
@@ -109,6 +139,7 @@ void CodedLinear::load_inputs(const Int8LinearRows& rows, const Work& work) cons
 
 void CodedLinear::run(const Int8LinearRows& rows, int64_t panel_begin, int64_t panel_end,
                       uint8_t* scratch) const {
+  if (rows.count == 1 && tokens_ != nullptr) return run_tokens(rows, panel_begin, panel_end, scratch);
   Int8DotsKernel* const dots = active_int8_dots();
   Int8LinearTileKernel* const tile = active_int8_linear_tile();
   const Work work = arrange(scratch, rows.count);

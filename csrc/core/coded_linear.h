@@ -12,6 +12,8 @@
 
 namespace pqk {
 
+class TokenSource;
+
 // Reads rows from the first one of a chunk on, through the chunks that follow.
 class CodedRows {
  public:
@@ -61,6 +63,7 @@ class CodedLinear {
 
   Work arrange(uint8_t* scratch, int64_t count) const;
   void load_inputs(const Int8LinearRows& rows, const Work& work) const;
+  void run_tokens(const Int8LinearRows& rows, int64_t panel_begin, int64_t panel_end, uint8_t* scratch) const;
 
   std::shared_ptr<const CodedWeight> weight_;
   WeightShape shape_;
@@ -68,6 +71,7 @@ class CodedLinear {
   Int8Epilogue epilogue_;
   int32_t input_zero_point_;
   int64_t panel_rows_, rows_at_once_, pitch_;
+  const TokenSource* tokens_;  // of the weight, or null
 };
 
 }  // namespace pqk

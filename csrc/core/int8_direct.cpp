@@ -2,6 +2,7 @@
 #include <cstring>
 #include <vector>
 
+#include "core/int8_direct_packing.h"
 #include "core/int8_packing.h"
 
 namespace pqk {
@@ -21,7 +22,6 @@ class DirectConv2d final : public PackedConv2d {
   const char* kernel_name() const override { return "direct"; }
 
  private:
-  void set_border(int32_t zero_point);
   void pack_weight(const int8_t* weight, WeightFormat format);
 
   Int8DirectPlan plan_;
@@ -40,18 +40,19 @@ int64_t panel_tiles(const Int8DirectPlan& plan) {
   return plan.tiles == 3 ? 3 : 2;
 }
 
+void set_border(int32_t zero_point, Int8DirectPlan& plan) {
+  const Conv2dShape& s = plan.shape;
+  const bool padded = s.pad_top > 0 || s.pad_left > 0 || s.pad_bottom > 0 || s.pad_right > 0;
+  const int64_t last = (s.out_width - 1) * s.stride_width - s.pad_left + s.kernel_width - 1;  // tap
+  plan.skips_border = zero_point == 0 && padded;
+  const bool adjacent = plan.skips_border && s.dilation_width == 1 && s.kernel_width > 1;
+  plan.skips_left = adjacent && s.pad_left == 1;
+  plan.skips_right = adjacent && last == s.in_width;
+}
+
 DirectConv2d::DirectConv2d(const Conv2dShape& shape, const Conv2dConstants& constants)
-    : plan_{}, kernel_(active_int8_direct_kernel()) {
-  const Int8DirectFormat format = active_int8_direct_format()();
-  plan_.shape = shape;
-  plan_.group_in = shape.in_channels / shape.groups;
-  plan_.group_out = shape.out_channels / shape.groups;
-  plan_.tiles = (plan_.group_out + kOutTile - 1) / kOutTile;
-  plan_.tap_quads = (plan_.group_in + 3) / 4;
-  plan_.row_quads = shape.kernel_width * plan_.tap_quads;
-  set_border(constants.input_zero_point);
-  plan_.panel = std::min(format.max_panel, panel_tiles(plan_));
-  pack_weight(constants.weight, format.weight);
+    : plan_(int8_direct_plan(shape, constants.input_zero_point)), kernel_(active_int8_direct_kernel()) {
+  pack_weight(constants.weight, active_int8_direct_format()().weight);
   epilogue_ = std::make_unique<PackedEpilogue>(constants, shape.groups * plan_.tiles * kOutTile);
   const std::vector<WeightSums> sums = channel_sums(shape, constants.weight);
   for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
@@ -80,16 +81,6 @@ void DirectConv2d::run_panels(const Int8ConvImages& images, int64_t row_begin, i
   kernel_(part, from_channel(images, channel, &residual), row_begin, row_end);
 }
 
-void DirectConv2d::set_border(int32_t zero_point) {
-  const Conv2dShape& s = plan_.shape;
-  const bool padded = s.pad_top > 0 || s.pad_left > 0 || s.pad_bottom > 0 || s.pad_right > 0;
-  const int64_t last = (s.out_width - 1) * s.stride_width - s.pad_left + s.kernel_width - 1;  // tap
-  plan_.skips_border = zero_point == 0 && padded;
-  const bool adjacent = plan_.skips_border && s.dilation_width == 1 && s.kernel_width > 1;
-  plan_.skips_left = adjacent && s.pad_left == 1;
-  plan_.skips_right = adjacent && last == s.in_width;
-}
-
 // The blocks of one tap and tile, `block_step` bytes apart, from rows of input channels, one an output channel
 // and `row_step` bytes apart.
 void pack_quads(const int8_t* rows, int64_t row_step, int64_t quads, WeightFormat format, int64_t block_step,
@@ -108,67 +99,66 @@ void pack_quads(const int8_t* rows, int64_t row_step, int64_t quads, WeightForma
   }
 }
 
-// Packs one tile after the other.
-class TilePacking {
- public:
-  TilePacking(const Int8DirectPlan& plan, WeightFormat format)
-      : plan_(plan),
-        format_(format),
-        order_(plan.shape.kernel_height * plan.shape.kernel_width),
-        channels_last_(active_channels_last()),
-        channels_(std::clamp<int64_t>(kRowsOfTile / order_.taps / 4 * 4, 4, ChannelsLast::kChannels)),
-        pitch_(std::min(channels_, plan.tap_quads * 4)),
-        rows_(static_cast<size_t>(kOutTile * order_.taps * pitch_)) {}
-
-  // `blocks` are those of the group.
-  void pack(const int8_t* weight, int64_t group, int64_t tile, uint8_t* blocks) {
-    const int64_t first = tile / plan_.panel * plan_.panel;
-    const int64_t panel = std::min(plan_.panel, plan_.tiles - first);
-    const int64_t block_bytes = kOutTile * 4 * weight_bytes(format_);
-    const int64_t lanes = std::min(kOutTile, plan_.group_out - tile * kOutTile);
-    const int64_t taps = order_.taps, fan_in = plan_.group_in * taps;
-    weight += (group * plan_.group_out + tile * kOutTile) * fan_in;
-    blocks += first * plan_.tile_bytes + (tile - first) * block_bytes;
-    for (int64_t begin = 0; begin < plan_.group_in; begin += channels_) {
-      const int64_t channels = std::min(channels_, plan_.group_in - begin);
-      if (lanes < kOutTile || channels < pitch_) std::fill(rows_.begin(), rows_.end(), int8_t{0});
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        channels_last_(order_, weight + lane * fan_in + begin * taps, channels, pitch_,
-                       rows_.data() + lane * taps * pitch_);
-      }
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        pack_quads(rows_.data() + tap * pitch_, taps * pitch_, (channels + 3) / 4, format_, panel * block_bytes,
-                   blocks + (tap * plan_.tap_quads + begin / 4) * panel * block_bytes);
-      }
-    }
-  }
-
- private:
-  static constexpr int64_t kRowsOfTile =
-      2048;  // bytes of an output channel's rows, where its taps are that few
-
-  const Int8DirectPlan& plan_;
-  WeightFormat format_;
-  ChannelsLast order_;
-  ChannelsLastKernel* channels_last_;
-  int64_t channels_, pitch_;  // input channels that are packed together, and bytes from tap to tap
-  std::vector<int8_t> rows_;  // [kOutTile][tap][pitch_]
-};
-
 void DirectConv2d::pack_weight(const int8_t* weight, WeightFormat format) {
   const Conv2dShape& s = plan_.shape;
-  plan_.tile_bytes = s.kernel_height * plan_.row_quads * kOutTile * 4 * weight_bytes(format);
   weight_ = AlignedArray<uint8_t>::uninitialized(s.groups * plan_.tiles * plan_.tile_bytes);
   plan_.weight = weight_.data();
-  TilePacking packing(plan_, format);
+  const Int8DirectPacking packing(s, format);
+  std::vector<int8_t> rows(static_cast<size_t>(packing.rows_bytes()));
   for (int64_t group = 0; group < s.groups; ++group) {
     for (int64_t tile = 0; tile < plan_.tiles; ++tile) {
-      packing.pack(weight, group, tile, weight_.data() + group * plan_.tiles * plan_.tile_bytes);
+      packing.pack(plan_, weight, group, tile, rows.data(),
+                   weight_.data() + group * plan_.tiles * plan_.tile_bytes);
     }
   }
 }
 
 }  // namespace
+
+Int8DirectPlan int8_direct_plan(const Conv2dShape& shape, int32_t input_zero_point) {
+  const Int8DirectFormat format = active_int8_direct_format()();
+  Int8DirectPlan plan{};
+  plan.shape = shape;
+  plan.group_in = shape.in_channels / shape.groups;
+  plan.group_out = shape.out_channels / shape.groups;
+  plan.tiles = (plan.group_out + kOutTile - 1) / kOutTile;
+  plan.tap_quads = (plan.group_in + 3) / 4;
+  plan.row_quads = shape.kernel_width * plan.tap_quads;
+  set_border(input_zero_point, plan);
+  plan.panel = std::min(format.max_panel, panel_tiles(plan));
+  plan.tile_bytes = shape.kernel_height * plan.row_quads * kOutTile * 4 * weight_bytes(format.weight);
+  return plan;
+}
+
+Int8DirectPacking::Int8DirectPacking(const Conv2dShape& shape, WeightFormat format)
+    : format_(format),
+      order_(shape.kernel_height * shape.kernel_width),
+      channels_last_(active_channels_last()),
+      channels_(std::clamp<int64_t>(kRowsOfTile / order_.taps / 4 * 4, 4, ChannelsLast::kChannels)),
+      pitch_(std::min(channels_, (shape.in_channels / shape.groups + 3) / 4 * 4)) {}
+
+void Int8DirectPacking::pack(const Int8DirectPlan& plan, const int8_t* weight, int64_t group, int64_t tile,
+                             int8_t* rows, uint8_t* blocks) const {
+  const int64_t first = tile / plan.panel * plan.panel;
+  const int64_t panel = std::min(plan.panel, plan.tiles - first);
+  const int64_t block_bytes = kOutTile * 4 * weight_bytes(format_);
+  const int64_t lanes = std::min(kOutTile, plan.group_out - tile * kOutTile);
+  const int64_t taps = order_.taps, fan_in = plan.group_in * taps;
+  weight += (group * plan.group_out + tile * kOutTile) * fan_in;
+  blocks += first * plan.tile_bytes + (tile - first) * block_bytes;
+  for (int64_t begin = 0; begin < plan.group_in; begin += channels_) {
+    const int64_t channels = std::min(channels_, plan.group_in - begin);
+    if (lanes < kOutTile || channels < pitch_) std::memset(rows, 0, static_cast<size_t>(rows_bytes()));
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      channels_last_(order_, weight + lane * fan_in + begin * taps, channels, pitch_,
+                     rows + lane * taps * pitch_);
+    }
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      pack_quads(rows + tap * pitch_, taps * pitch_, (channels + 3) / 4, format_, panel * block_bytes,
+                 blocks + (tap * plan.tap_quads + begin / 4) * panel * block_bytes);
+    }
+  }
+}
 
 std::unique_ptr<PackedConv2d> pack_direct(const Conv2dShape& shape, const Conv2dConstants& constants) {
   return std::make_unique<DirectConv2d>(shape, constants);

@@ -2,7 +2,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <new>
+#include <string_view>
 
 #include "core/engine/execute.h"
 #include "core/error.h"
@@ -93,6 +95,8 @@ RawTensor to_tensor(const py::handle& object, const std::string& field, std::vec
   return tensor;
 }
 
+using CodedWeights = std::map<size_t, std::pair<std::string, py::bytes>>;
+
 RawNode to_node(const py::handle& object, size_t index, std::vector<py::array>& kept) {
   RawNode node;
   node.op = object.attr("op").cast<std::string>();
@@ -125,7 +129,9 @@ std::string shape_text(const std::vector<py::ssize_t>& shape, bool with_batch) {
 class PyEngine {
  public:
   PyEngine(const py::object& graph, int num_threads, int64_t max_activation_bytes,
-           const engine::KernelChoices& kernels, const engine::KernelTable& kernel_table, bool measure) {
+           const engine::KernelChoices& kernels, const engine::KernelTable& kernel_table, bool measure,
+           const CodedWeights& coded)
+      : coded_(coded) {
     check_num_threads(num_threads);
     if (max_activation_bytes < 1) {
       throw py::value_error("max_activation_bytes must be positive, got " +
@@ -134,7 +140,14 @@ class PyEngine {
     std::vector<py::array> kept;
     engine::Graph checked(to_value(graph.attr("input"), "input"), {max_activation_bytes});
     size_t index = 0;
-    for (const py::handle node : graph.attr("nodes")) checked.add(to_node(node, index++, kept));
+    for (const py::handle node : graph.attr("nodes")) {
+      RawNode raw = to_node(node, index, kept);
+      if (const auto payload = coded_.find(index); payload != coded_.end()) {
+        raw.coded_weight = coded_payload(payload->second.first, payload->second.second);
+      }
+      checked.add(raw);
+      ++index;
+    }
     checked.finish();
     input_shape_ = shape_of(checked.input());
     output_shape_ = shape_of(checked.output());
@@ -180,6 +193,11 @@ class PyEngine {
   const Engine& engine() const { return *engine_; }
 
  private:
+  static engine::CodedPayload coded_payload(const std::string& codec, const py::bytes& bytes) {
+    const std::string_view view = bytes;
+    return {codec, {reinterpret_cast<const uint8_t*>(view.data()), static_cast<int64_t>(view.size())}};
+  }
+
   static std::vector<py::ssize_t> shape_of(const engine::Value& value) {
     if (value.rank == 1) return {value.channels};
     return {value.channels, value.height, value.width};
@@ -233,6 +251,7 @@ class PyEngine {
     return py::array_t<float>({batch, output_shape_[0], output_shape_[1], output_shape_[2]});
   }
 
+  CodedWeights coded_;  // whose bytes the engine reads
   std::unique_ptr<Engine> engine_;
   std::vector<py::ssize_t> input_shape_, output_shape_;
 };
@@ -258,10 +277,10 @@ void register_engine(py::module_& module) {
       "The same for float codebooks.");
   py::class_<PyEngine>(module, "Engine", "A graph made ready to run; see pqk_ext.runtime.Model.")
       .def(py::init<const py::object&, int, int64_t, const engine::KernelChoices&, const engine::KernelTable&,
-                    bool>(),
+                    bool, const CodedWeights&>(),
            py::arg("graph"), py::kw_only(), py::arg("num_threads"), py::arg("max_activation_bytes"),
            py::arg("kernels") = engine::KernelChoices{}, py::arg("kernel_table") = engine::KernelTable{},
-           py::arg("measure") = false)
+           py::arg("measure") = false, py::arg("coded") = CodedWeights{})
       .def("run", &PyEngine::run, py::arg("x"), py::arg("out") = py::none(),
            "Outputs for a float32 array (N, *input shape), with the GIL released.")
       .def("profile", &PyEngine::profile, py::arg("x"), py::arg("repeats"),
@@ -272,6 +291,8 @@ void register_engine(py::module_& module) {
           "Seconds by layer and kernel, of layers that kernel_table lacked.")
       .def_property_readonly("isa", [](const PyEngine& self) { return self.engine().plan().isa(); })
       .def_property_readonly("num_threads", [](const PyEngine& self) { return self.engine().num_threads(); })
+      .def_property_readonly("weight_bytes",
+                             [](const PyEngine& self) { return self.engine().plan().weight_bytes(); })
       .def_property_readonly("activation_bytes",
                              [](const PyEngine& self) { return self.engine().plan().arena_bytes(); });
 }

@@ -1,5 +1,6 @@
 #include "core/coded_linear.h"
 
+#include "torch/coded_weight.h"
 #include "torch/int8_arguments.h"
 
 namespace pqk::torch_ops {
@@ -8,17 +9,6 @@ namespace {
 constexpr const char* kOp = "pqk::coded_linear";
 constexpr int64_t kProductsPerThread = 1 << 18;  // decoding costs more than multiplying
 
-std::shared_ptr<const CodedWeight> open_weight(ByteSpan payload, const std::string& codec, WeightShape shape) {
-  try {
-    const WeightCodec& found = weight_codec(codec, "codec");
-    STD_TORCH_CHECK(found.open != nullptr, kOp,
-                    ": codec must be one whose rows can be decoded by themselves, got '", codec, "'");
-    return found.open(payload, shape, "payload");
-  } catch (const FormatError& error) {
-    STD_TORCH_CHECK(false, kOp, ": ", error.what());
-  }
-}
-
 Tensor coded_linear_cpu(const Tensor& input, const Tensor& payload, const Tensor& multiplier,
                         const Tensor& bias, const std::string& codec, int64_t input_zero_point,
                         int64_t quant_min, int64_t quant_max, std::optional<Tensor> residual,
@@ -26,10 +16,7 @@ Tensor coded_linear_cpu(const Tensor& input, const Tensor& payload, const Tensor
   check_cpu(input, kOp, "input");
   check_dtype(input, ScalarType::Byte, kOp, "input");
   STD_TORCH_CHECK(input.dim() >= 1, kOp, ": input must have at least 1 dimension, got none");
-  check_cpu(payload, kOp, "payload");
-  check_dtype(payload, ScalarType::Byte, kOp, "payload");
-  STD_TORCH_CHECK(payload.dim() == 1, kOp, ": payload must have 1 dimension, got shape ",
-                  shape_string(payload));
+  check_payload(payload, kOp);
   STD_TORCH_CHECK(multiplier.dim() == 1, kOp, ": multiplier must have shape [O], got ",
                   shape_string(multiplier));
   const int64_t in_features = input.size(input.dim() - 1), out_features = multiplier.size(0);
@@ -49,7 +36,7 @@ Tensor coded_linear_cpu(const Tensor& input, const Tensor& payload, const Tensor
   if (residual.has_value()) check_residual(*residual, output_shape, kOp);
   const Tensor payloads = torch::stable::contiguous(payload);
   const WeightShape shape{in_features * out_features, out_features};
-  const auto weight = open_weight({payloads.const_data_ptr<uint8_t>(), payloads.numel()}, codec, shape);
+  const auto weight = open_weight(payloads, codec, shape, kOp);
   Tensor output =
       torch::stable::new_empty(input, output_shape, float_output ? ScalarType::Float : ScalarType::Byte);
   if (count == 0 || out_features == 0) return output;
@@ -77,7 +64,7 @@ Tensor coded_linear_cpu(const Tensor& input, const Tensor& payload, const Tensor
                            conv2d_constants(nullptr, multipliers.const_data_ptr<float>(),
                                             biases.const_data_ptr<float>(), epilogue, residual.has_value()));
   const int64_t panel_products = std::max<int64_t>(1, shape.count * count / linear.panels());
-  TorchParallel()(linear.panels(), std::max<int64_t>(1, kProductsPerThread / panel_products),
+  decode_parallel(linear.panels(), std::max<int64_t>(1, kProductsPerThread / panel_products), kOp,
                   [&](int64_t begin, int64_t end) {
                     AlignedArray<uint8_t> scratch =
                         AlignedArray<uint8_t>::uninitialized(linear.scratch_bytes(count));

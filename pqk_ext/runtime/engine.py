@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqk_ext import _core
-from pqk_ext.runtime import format, kernel_table
-from pqk_ext.runtime.graph import Graph
+from pqk_ext.runtime import coded, kernel_table, reader
+from pqk_ext.runtime.graph import Graph, Node
 
 __all__ = ["MAX_ACTIVATION_BYTES", "Model", "load"]
 
@@ -28,7 +28,8 @@ class Model:
     free. Two pools that work at the same time share the cores, which slows both.
 
     Attributes:
-        graph: what it computes, see :mod:`pqk_ext.runtime.graph`.
+        graph: what it computes, see :mod:`pqk_ext.runtime.graph`. A weight that stays coded is decoded whenever it is
+            looked at; of the others it holds a copy, beside those that the kernels have packed.
         nbytes: size of the file in bytes; 0 for a model made by :meth:`from_graph`.
         num_threads: threads that one call may use.
         input_shape: of one sample, without the batch dimension.
@@ -44,8 +45,10 @@ class Model:
         max_activation_bytes: int,
         kernels: Mapping[str, str] | None = None,
         tune: bool = True,
+        payloads: Mapping[int, coded.Payload] | None = None,
     ) -> None:
-        self.graph = graph
+        payloads = payloads or {}
+        self.graph = coded.keep(graph, payloads)
         self.nbytes = nbytes
         self.num_threads = num_threads
         self.input_shape = graph.input.shape
@@ -56,6 +59,7 @@ class Model:
             kernels=_checked_choices(graph, kernels),
             kernel_table=kernel_table.read(),
             measure=tune,
+            coded=dict(payloads),
         )
         kernel_table.remember(self._engine.measured)
         self.output_shape = graph.nodes[-1].value.shape
@@ -70,6 +74,7 @@ class Model:
         max_activation_bytes: int = MAX_ACTIVATION_BYTES,
         kernels: Mapping[str, str] | None = None,
         tune: bool = True,
+        weights: str | Mapping[str, str] = "resident",
     ) -> Model:
         """A model of a graph in memory.
 
@@ -79,10 +84,11 @@ class Model:
             max_activation_bytes: a graph whose activations for one sample need more is refused.
             kernels: see :func:`load`.
             tune: see :func:`load`.
+            weights: see :func:`load`. Weights that shall be coded are encoded here, by the codec of fewest bytes.
 
         Raises:
             FormatError: the graph breaks a rule; ``field`` names the node and its part.
-            ValueError: ``num_threads``, ``max_activation_bytes`` or ``kernels`` out of range.
+            ValueError: ``num_threads``, ``max_activation_bytes``, ``kernels`` or ``weights`` out of range.
         """
         return cls(
             graph,
@@ -91,6 +97,9 @@ class Model:
             max_activation_bytes=max_activation_bytes,
             kernels=kernels,
             tune=tune,
+            payloads={
+                index: coded.encode(graph.nodes[index].tensors["weight"]) for index in coded.wanted(graph, weights)
+            },
         )
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -123,6 +132,13 @@ class Model:
     def isa(self) -> str:
         """Instruction set that the kernels were chosen for: that of the process when the model was made."""
         return self._engine.isa
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights: the payloads of layers that keep theirs coded; one byte a weight for the others, four
+        for those of ``float_...`` operators. Kernels for zeros and older CPUs, and padding, take more or less.
+        """
+        return self._engine.weight_bytes
 
     @property
     def activation_bytes(self) -> int:
@@ -165,6 +181,7 @@ def load(
     sha256: str | None = None,
     kernels: Mapping[str, str] | None = None,
     tune: bool = True,
+    weights: str | Mapping[str, str] = "resident",
 ) -> Model:
     """Reads a ``.pqk`` file, checks all of it, and makes it ready to run.
 
@@ -177,6 +194,12 @@ def load(
         tune: time the kernels for layers whose weights hold zeros, where that has not been done on this CPU before
             (see :mod:`pqk_ext.runtime.kernel_table`): milliseconds a layer, once. Without it such layers are computed
             as if their weights were dense.
+        weights: ``"resident"``: decoded once, and packed for the kernels. ``"coded"``: kept as in the file, and decoded
+            in each run a few rows at a time, which takes less memory and more time; a batch is decoded for once. Or one
+            of the words by node name, ``"*"`` for all others. :attr:`Model.kernels` then tells of kernel ``"coded"``.
+            Grouped (also depthwise) convolutions and those of one input channel have few weights and stay resident, as
+            do the weights of ``float_...`` operators. A weight whose codec cannot be decoded in parts is coded anew.
+            Results do not depend on it.
 
     Returns:
         A callable :class:`Model`.
@@ -184,9 +207,14 @@ def load(
     Raises:
         FormatError: the file breaks a rule of the format.
         OSError: it cannot be read.
-        ValueError: ``num_threads`` out of range, or a kernel that is unknown or not for its node.
+        ValueError: ``num_threads`` or ``weights`` out of range, or a kernel that is unknown or not for its node.
     """
-    graph = format.read(path, sha256=sha256, num_threads=max(1, num_threads))
+    threads = max(1, num_threads)
+    payloads: dict[int, tuple[str, NDArray[np.uint8]]] = {}
+    if weights == "resident":
+        graph = reader.read(path, sha256=sha256, num_threads=threads)
+    else:
+        graph, payloads = reader.read_coded(path, sha256=sha256, num_threads=threads)
     return Model(
         graph,
         num_threads=num_threads,
@@ -194,4 +222,11 @@ def load(
         max_activation_bytes=MAX_ACTIVATION_BYTES,
         kernels=kernels,
         tune=tune,
+        payloads={index: _kept_payload(graph.nodes[index], *payloads[index]) for index in coded.wanted(graph, weights)},
     )
+
+
+def _kept_payload(node: Node, codec: str, payload: NDArray[np.uint8]) -> coded.Payload:
+    if codec in _core.codec_names(openable=True):
+        return codec, payload.tobytes()
+    return coded.encode(node.tensors["weight"])

@@ -54,6 +54,7 @@ float_map                 function(x), one of MAPS, as torch.nn.functional defin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -92,7 +93,7 @@ class Node:
     inputs: tuple[int, ...]
     value: Value
     attributes: dict[str, Attribute] = field(default_factory=dict)
-    tensors: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    tensors: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

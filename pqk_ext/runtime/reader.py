@@ -93,6 +93,23 @@ def read(
     return load(header, data, sha256, max_decoded_bytes, num_threads)
 
 
+def read_coded(
+    path: str | os.PathLike[str],
+    *,
+    sha256: str | None = None,
+    max_decoded_bytes: int = MAX_DECODED_BYTES,
+    num_threads: int = 1,
+) -> tuple[Graph, dict[int, tuple[str, NDArray[np.uint8]]]]:
+    """:func:`read`, and the codec and payload of every weight by its node's index."""
+    header, data = read_file(path, max_decoded_bytes)
+    graph = load(header, data, sha256, max_decoded_bytes, num_threads)
+    weights = metadata.load(header.metadata).weights
+    return graph, {
+        index: (record.codec, header.tensors[f"{index}.weight"].array(data).reshape(-1).view(np.uint8))
+        for index, record in weights.items()
+    }
+
+
 def loads(data: Buffer, *, sha256: str | None = None, max_decoded_bytes: int = MAX_DECODED_BYTES) -> Graph:
     """The same from bytes.
 

@@ -97,25 +97,31 @@ void Engine::release(std::unique_ptr<Workspace> workspace) const {
 int64_t Engine::run(const float* input, float* output, int64_t batch) const {
   if (batch <= 0) return -1;
   if (num_threads() > 1) {
-    return batch >= num_threads() ? run_images_parallel(input, output, batch)
-                                  : run_parts_parallel(input, output, batch);
+    return batch >= num_threads() && !plan_.decodes() ? run_images_parallel(input, output, batch)
+                                                      : run_parts_parallel(input, output, batch);
   }
   const Lease lease(*this);
   return run_images(input, output, 0, batch, *lease);
 }
 
-int64_t Engine::run_frame(const Frame& frame) const {
+// Calls run(step, images of the frame that go through it together); returns the first NaN that one tells of.
+template <class Run>
+int64_t Engine::for_each_step(const Frame& frame, const Run& run) const {
   for (const Stretch& stretch : plan_.stretches()) {
     for (int64_t first = 0; first < frame.images; first += stretch.images) {
       const Frame part = frame.images_from(first, std::min(stretch.images, frame.images - first));
       for (size_t i = stretch.begin; i < stretch.end; ++i) {
-        const Step& step = *plan_.steps()[i];
-        const int64_t nan = step.run(part, 0, step.parts);
+        const int64_t nan = run(*plan_.steps()[i], part);
         if (nan >= 0) return first * frame.input_step + nan;
       }
     }
   }
   return -1;
+}
+
+int64_t Engine::run_frame(const Frame& frame) const {
+  return for_each_step(frame,
+                       [](const Step& step, const Frame& part) { return step.run(part, 0, step.parts); });
 }
 
 int64_t Engine::run_images(const float* input, float* output, int64_t begin, int64_t end,
@@ -146,8 +152,9 @@ int64_t Engine::run_images_parallel(const float* input, float* output, int64_t b
   return first_nan;
 }
 
-// One image after the other, the parts of its large layers spread over the threads. A thread that needs scratch
-// memory takes that of a workspace of its own.
+// The parts of large layers spread over the threads: of one image after the other, or, where weights are
+// decoded in each run, of all images that go together. A thread that needs scratch memory takes that of a
+// workspace of its own.
 int64_t Engine::run_parts_parallel(const float* input, float* output, int64_t batch) const {
   const Lease lease(*this);
   std::atomic<bool> out_of_memory{false};
@@ -161,17 +168,20 @@ int64_t Engine::run_parts_parallel(const float* input, float* output, int64_t ba
       return int64_t{-1};
     }
   };
-  for (int64_t image = 0; image < batch; ++image) {
-    const Frame frame = (*lease).frame(input, output, image, 1);
-    for (const std::unique_ptr<Step>& step : plan_.steps()) {
-      std::atomic<int64_t> first_nan{-1};
-      pool_(step->parts, step->grain, [&](int64_t begin, int64_t end) {
-        lower(first_nan, step->scratch_bytes > 0 ? run_with_scratch(*step, frame, begin, end)
-                                                 : step->run(frame, begin, end));
-      });
-      if (out_of_memory) throw std::bad_alloc();
-      if (first_nan >= 0) return image * plan_.input_numel() + first_nan;
-    }
+  const auto run_step = [&](const Step& step, const Frame& frame) {
+    std::atomic<int64_t> first_nan{-1};
+    pool_(step.parts, std::max<int64_t>(1, step.grain / frame.images), [&](int64_t begin, int64_t end) {
+      lower(first_nan,
+            step.scratch_bytes > 0 ? run_with_scratch(step, frame, begin, end) : step.run(frame, begin, end));
+    });
+    if (out_of_memory) throw std::bad_alloc();
+    return first_nan.load();
+  };
+  const int64_t together = plan_.decodes() ? plan_.group() : 1;
+  for (int64_t image = 0; image < batch; image += together) {
+    const Frame frame = (*lease).frame(input, output, image, std::min(together, batch - image));
+    const int64_t nan = for_each_step(frame, run_step);
+    if (nan >= 0) return image * plan_.input_numel() + nan;
   }
   return -1;
 }

@@ -35,6 +35,8 @@ class Engine {
 
   std::unique_ptr<Workspace> acquire() const;
   void release(std::unique_ptr<Workspace> workspace) const;
+  template <class Run>
+  int64_t for_each_step(const Frame& frame, const Run& run) const;
   int64_t run_frame(const Frame& frame) const;
   int64_t run_images(const float* input, float* output, int64_t begin, int64_t end, Workspace& workspace) const;
   int64_t run_parts_parallel(const float* input, float* output, int64_t batch) const;

@@ -80,6 +80,7 @@ void Graph::add(const RawNode& raw) {
   Node node;
   node.op = parse_op(raw.op, label);
   node.name = raw.name;
+  node.coded_weight = raw.coded_weight;
   const OpSchema& schema = schema_of(node.op);
   if (raw.inputs.size() < schema.min_inputs || raw.inputs.size() > schema.max_inputs) {
     fail("E_GRAPH_REF", label + ".inputs",

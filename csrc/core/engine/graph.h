@@ -13,6 +13,7 @@
 #include <variant>
 #include <vector>
 
+#include "core/byte_reader.h"
 #include "core/float_map.h"
 
 namespace pqk::engine {
@@ -63,12 +64,18 @@ struct RawValue {
   double scale = 0;
   int64_t zero_point = 0;
 };
+// A weight's payload, to be kept as it is. Its bytes must outlive the Engine.
+struct CodedPayload {
+  std::string codec;  // empty: none
+  ByteSpan bytes{};
+};
 struct RawNode {
   std::string op, name;
   std::vector<int64_t> inputs;
   RawValue value;
   std::map<std::string, RawAttribute> attributes;
   std::map<std::string, RawTensor> tensors;
+  CodedPayload coded_weight;
 };
 
 // A checked value, shape (C, H, W), or (C,) as channels x 1 x 1 with rank 1.
@@ -111,6 +118,7 @@ struct Node {
   std::vector<int> inputs;
   Value value;
   Attributes attributes;
+  CodedPayload coded_weight;          // of `weight`
   const int8_t* weight = nullptr;     // conv2d [O, I / groups, KH, KW], linear [O, I]; also float_...
   const float* multiplier = nullptr;  // conv2d, linear, affine: [C]; also float_...
   const float* bias = nullptr;        // as the multiplier

@@ -12,6 +12,8 @@ namespace {
 // Images that go through a layer together share every weight that a kernel has loaded, and fill its tiles where
 // an image has few pixels. But what the layer reads and writes should stay in a core's own cache.
 constexpr int64_t kMostImages = 16, kTogetherBytes = 256 << 10;
+// Of layers that decode their weights for all images of a frame.
+constexpr int64_t kMostImagesDecoding = 128, kTogetherBytesDecoding = 2 << 20;
 constexpr int64_t kArenasBytes = 64 << 20;  // of all images of a frame
 
 // Float images are four times as large, so that arenas of several soon leave the cache: only weights that would
@@ -31,12 +33,23 @@ int64_t float_images_together(const Graph& graph, const Node& node, int64_t most
 // A power of two, so that neighbouring layers that differ little are computed for the same images.
 int64_t images_together(const Graph& graph, const Node& node, int64_t most) {
   const Value& in = graph.value(node.inputs[0]);
-  if (in.dtype == DType::kF32 && node.value.dtype == DType::kF32)
-    return float_images_together(graph, node, most);
+  const bool decodes = !node.coded_weight.codec.empty();
+  most = std::min(most, decodes ? kMostImagesDecoding : kMostImages);
+  if (in.dtype == DType::kF32 && node.value.dtype == DType::kF32) {
+    return float_images_together(graph, node, std::min(most, kMostImages));
+  }
   const int64_t bytes = in.numel() + node.value.numel();
+  const int64_t most_bytes = decodes ? kTogetherBytesDecoding : kTogetherBytes;
   int64_t images = 1;
-  while (images * 2 <= most && images * 2 * bytes <= kTogetherBytes) images *= 2;
+  while (images * 2 <= most && images * 2 * bytes <= most_bytes) images *= 2;
   return images;
+}
+
+int64_t most_images(const Graph& graph) {
+  for (const Node& node : graph.nodes()) {
+    if (!node.coded_weight.codec.empty() && !is_float_op(node.op)) return kMostImagesDecoding;
+  }
+  return kMostImages;
 }
 
 std::unique_ptr<Step> make_step(const StepContext& context) {
@@ -93,7 +106,7 @@ Plan::Plan(const Graph& graph, const KernelOptions& options, const Parallel& par
   const Layout layout(graph);
   fills_ = layout.fills();
   arena_bytes_ = layout.arena_bytes();
-  group_ = std::clamp<int64_t>(kArenasBytes / std::max<int64_t>(1, arena_bytes_), 1, kMostImages);
+  group_ = std::clamp<int64_t>(kArenasBytes / std::max<int64_t>(1, arena_bytes_), 1, most_images(graph));
   std::vector<std::unique_ptr<Step>> ahead = make_ahead(graph, layout, options, group_, parallel);
   KernelChooser chooser(options);
   const int values = static_cast<int>(graph.nodes().size());
@@ -118,6 +131,8 @@ Plan::Plan(const Graph& graph, const KernelOptions& options, const Parallel& par
 void Plan::add_step(std::unique_ptr<Step> step, const std::string& node, int64_t images) {
   if (step == nullptr) return;
   scratch_bytes_ = std::max(scratch_bytes_, step->scratch_bytes);
+  weight_bytes_ += step->weight_bytes;
+  decodes_ |= step->decodes;
   infos_.push_back({node, step->kernel_name()});
   steps_.push_back(std::move(step));
   if (stretches_.empty() || stretches_.back().images != images) {

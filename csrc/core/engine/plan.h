@@ -33,6 +33,10 @@ class Plan {
   int64_t group() const { return group_; }
   const std::vector<Stretch>& stretches() const { return stretches_; }
   int64_t scratch_bytes() const { return scratch_bytes_; }  // that a thread needs
+  // Of payloads that layers keep, and one for each weight of the other layers.
+  int64_t weight_bytes() const { return weight_bytes_; }
+  // Whether the weights of a layer are decoded in each run.
+  bool decodes() const { return decodes_; }
   int64_t input_numel() const { return input_numel_; }
   int64_t output_numel() const { return output_numel_; }
   // Times taken while planning, for layers that the options' table lacked.
@@ -49,7 +53,8 @@ class Plan {
   std::vector<Stretch> stretches_;
   std::vector<Fill> fills_;
   KernelTable measured_;
-  int64_t arena_bytes_, scratch_bytes_ = 0, group_, input_numel_, output_numel_;
+  int64_t arena_bytes_, scratch_bytes_ = 0, weight_bytes_ = 0, group_, input_numel_, output_numel_;
+  bool decodes_ = false;
   const char* isa_;
 };
 

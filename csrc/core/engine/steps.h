@@ -24,6 +24,8 @@ class Step {
   int64_t parts = 1;
   int64_t grain = 1;          // fewest parts that are worth a thread
   int64_t scratch_bytes = 0;  // of Frame::scratch that a run uses
+  int64_t weight_bytes = 0;   // of its weights: one for each of them, or those of a payload that it keeps
+  bool decodes = false;       // its weights are coded
 
  private:
   const char* kernel_;
@@ -99,10 +101,17 @@ struct StepContext {
 // A linear layer is a convolution whose kernel is the whole image; see steps_conv.cpp.
 Conv2dShape linear_shape(const Value& in, const Node& node);
 Conv2dShape conv_shape(const Value& in, const Node& node);
+// Parts [begin, end) of an output, counted through its `rows` rows of panel after panel.
+void run_parts(const PackedConv2d& packed, const Int8ConvImages& images, int64_t rows, int64_t begin,
+               int64_t end);
 
 // Kernels are those of the instruction set in use now. Null where nothing is left to do, or kernels have to be
 // timed that the chooser may not time.
 std::unique_ptr<Step> make_conv_step(const StepContext& context);  // conv2d and linear
+// The same with weights that stay coded. Null where they cannot: the codec has no rows that can be decoded by
+// themselves; groups; one input channel.
+std::unique_ptr<Step> make_coded_step(const StepContext& context, const Conv2dShape& shape,
+                                      const Conv2dConstants& constants);
 std::unique_ptr<Step> make_map_step(
     const StepContext& context);  // quantize, add, affine, lookup, dequantize, softmax
 std::unique_ptr<Step> make_pool_step(const StepContext& context);        // the three pools

@@ -62,7 +62,8 @@ Conv2dConstants constants_of(const StepContext& context) {
   return constants;
 }
 
-// Parts [begin, end) of one image's output, counted through the rows of panel after panel.
+}  // namespace
+
 void run_parts(const PackedConv2d& packed, const Int8ConvImages& images, int64_t rows, int64_t begin,
                int64_t end) {
   while (begin < end) {
@@ -78,13 +79,12 @@ void run_parts(const PackedConv2d& packed, const Int8ConvImages& images, int64_t
   }
 }
 
-}  // namespace
-
 std::unique_ptr<Step> make_conv_step(const StepContext& context) {
   const Node& node = context.node;
   const Value& in = context.graph.value(context.layout.source(node.inputs[0]));
   Conv2dShape shape = node.op == Op::kConv2d ? conv_shape(in, node) : linear_shape(in, node);
   Conv2dConstants constants = constants_of(context);
+  if (std::unique_ptr<Step> coded = make_coded_step(context, shape, constants)) return coded;
   const std::vector<int8_t> reordered = taps_to_channels(constants.weight, shape);
   if (!reordered.empty()) constants.weight = reordered.data();
   const ChosenConv2d chosen = context.chooser.choose(node.name, shape, constants, context.most_images);
@@ -94,11 +94,17 @@ std::unique_ptr<Step> make_conv_step(const StepContext& context) {
       node.value.numel() * (shape.in_channels / shape.groups) * shape.kernel_height * shape.kernel_width;
   const bool codes = node.value.dtype == DType::kU8, residual = node.inputs.size() == 2;
   const int64_t scratch_bytes = std::max(chosen.one->scratch_bytes(), chosen.many->scratch_bytes());
+  const int64_t parts = shape.out_height * chosen.one->panels();
   std::unique_ptr<Step> step = batch_step_of(
-      kernel, shape.out_height * chosen.one->panels(), products, kProductsPerThread,
-      [chosen, codes, residual, rows = shape.out_height, input = context.in_image(),
+      kernel, parts, products, kProductsPerThread,
+      [chosen, codes, residual, parts, rows = shape.out_height, input = context.in_image(),
        other = residual ? context.in_image(1) : ImageSlot{}, output = codes ? context.out_image() : ImageSlot{},
-       floats = codes ? FloatSlot{} : context.out_floats()](const Frame& frame, int64_t begin, int64_t end) {
+       floats = codes ? FloatSlot{} : context.out_floats()](const Frame& whole, int64_t begin, int64_t end) {
+        // Frames of several images are divided by images.
+        const int64_t first = whole.images * begin / parts, count = whole.images * end / parts - first;
+        const bool one = whole.images == 1;
+        const Frame frame = one ? whole : whole.images_from(first, count);
+        if (!one && count == 0) return;
         const Int8Image added = other.at(frame);
         Int8ConvImages images{input.at(frame), residual ? &added : nullptr};
         if (codes) {
@@ -110,13 +116,15 @@ std::unique_ptr<Step> make_conv_step(const StepContext& context) {
         images.count = frame.images;
         images.step = frame.arena_step;
         images.scratch = frame.scratch;
-        if (images.count == 1) {
+        if (one) {
           run_parts(*chosen.one, images, rows, begin, end);
         } else {
-          chosen.many->run(images, 0, rows);  // frames of several images are not divided
+          chosen.many->run(images, 0, rows);
         }
       });
   step->scratch_bytes = scratch_bytes;
+  step->weight_bytes =
+      shape.out_channels * shape.in_channels / shape.groups * shape.kernel_height * shape.kernel_width;
   return step;
 }
 

@@ -55,12 +55,17 @@ std::unique_ptr<Step> make_float_conv_step(const StepContext& context) {
   const auto products =
       static_cast<int64_t>(static_cast<double>(node.value.numel() * fan_in) * packed->share());
   const bool residual = node.inputs.size() == 2;
-  const int64_t rows = shape.out_height;
+  const int64_t rows = shape.out_height, parts = rows * packed->panels();
   std::unique_ptr<Step> step = batch_step_of(
-      packed->kernel_name(), rows * packed->panels(), products, kProductsPerThread,
-      [packed, residual, rows, input = context.layout.float_image(source),
+      packed->kernel_name(), parts, products, kProductsPerThread,
+      [packed, residual, rows, parts, input = context.layout.float_image(source),
        other = residual ? context.in_float_image(1) : FloatSlot{},
-       output = context.out_floats()](const Frame& frame, int64_t begin, int64_t end) {
+       output = context.out_floats()](const Frame& whole, int64_t begin, int64_t end) {
+        // Frames of several images are divided by images.
+        const int64_t first = whole.images * begin / parts, count = whole.images * end / parts - first;
+        const bool one = whole.images == 1;
+        const Frame frame = one ? whole : whole.images_from(first, count);
+        if (!one && count == 0) return;
         FloatConvImages images{input.read_image(frame), {}, output.image(frame)};
         if (residual) images.residual = other.read_image(frame);
         images.count = frame.images;
@@ -68,13 +73,14 @@ std::unique_ptr<Step> make_float_conv_step(const StepContext& context) {
         images.residual_step = other.read_step(frame);
         images.output_step = output.step(frame);
         images.scratch = frame.scratch;
-        if (images.count > 1) {
-          packed->run(images, 0, rows, 0, packed->panels());  // frames of several images are not divided
+        if (!one) {
+          packed->run(images, 0, rows, 0, packed->panels());
         } else {
           run_parts(*packed, images, rows, begin, end);
         }
       });
   step->scratch_bytes = packed->scratch_bytes();
+  step->weight_bytes = shape.out_channels * fan_in * static_cast<int64_t>(sizeof(float));
   return step;
 }
 

@@ -1,0 +1,85 @@
+#include "core/codebook_linear.h"
+
+#include "torch/coded_weight.h"
+
+namespace pqk::torch_ops {
+namespace {
+
+constexpr const char* kOp = "pqk::codebook_linear";
+constexpr int64_t kProductsPerThread = 1 << 18;
+
+void check_codebook(const Tensor& codebook, int64_t zero) {
+  check_cpu(codebook, kOp, "codebook");
+  check_dtype(codebook, ScalarType::Float, kOp, "codebook");
+  STD_TORCH_CHECK(codebook.dim() == 1 && codebook.numel() >= 1 && codebook.numel() <= 256, kOp,
+                  ": codebook must have shape [K] with K from 1 to 256, got ", shape_string(codebook));
+  STD_TORCH_CHECK(0 <= zero && zero < codebook.numel(), kOp, ": zero must be in [0, ", codebook.numel() - 1,
+                  "], got ", zero);
+  const float* entries = codebook.const_data_ptr<float>();
+  for (int64_t i = 0; i < codebook.numel(); ++i) {
+    STD_TORCH_CHECK(std::isfinite(entries[i]), kOp, ": codebook must be finite, got ", entries[i], " at index ",
+                    i);
+  }
+}
+
+Tensor codebook_linear_cpu(const Tensor& input, const Tensor& payload, const Tensor& codebook,
+                           const std::string& codec, int64_t out_features, int64_t zero,
+                           std::optional<Tensor> bias) {
+  check_cpu(input, kOp, "input");
+  check_dtype(input, ScalarType::Float, kOp, "input");
+  STD_TORCH_CHECK(input.dim() >= 1, kOp, ": input must have at least 1 dimension, got none");
+  check_payload(payload, kOp);
+  STD_TORCH_CHECK(out_features >= 0, kOp, ": out_features must not be negative, got ", out_features);
+  const Tensor entries = torch::stable::contiguous(codebook);
+  check_codebook(entries, zero);
+  std::optional<Tensor> biases;
+  if (bias.has_value()) {
+    check_cpu(*bias, kOp, "bias");
+    check_dtype(*bias, ScalarType::Float, kOp, "bias");
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_features, kOp, ": bias must have shape [",
+                    out_features, "], got ", shape_string(*bias));
+    biases = torch::stable::contiguous(*bias);
+  }
+  const int64_t in_features = input.size(input.dim() - 1);
+  std::vector<int64_t> output_shape;
+  int64_t count = 1;
+  for (int64_t i = 0; i + 1 < input.dim(); ++i) {
+    output_shape.push_back(input.size(i));
+    count *= input.size(i);
+  }
+  output_shape.push_back(out_features);
+  const Tensor payloads = torch::stable::contiguous(payload);
+  int64_t weights = 0;
+  STD_TORCH_CHECK(!__builtin_mul_overflow(in_features, out_features, &weights), kOp,
+                  ": out_features must leave fewer than 2^63 weights, got ", out_features);
+  const WeightShape shape{weights, out_features};
+  const auto weight = open_weight(payloads, codec, shape, kOp);
+  Tensor output = torch::stable::new_empty(input, output_shape, ScalarType::Float);
+  if (count == 0 || out_features == 0) return output;
+
+  const Tensor inputs = torch::stable::contiguous(input);
+  const CodebookLinear linear(weight, shape, entries.const_data_ptr<float>(), entries.numel(), zero,
+                              biases.has_value() ? biases->const_data_ptr<float>() : nullptr);
+  const FloatLinearRows rows{inputs.const_data_ptr<float>(), output.mutable_data_ptr<float>(), count};
+  const int64_t panel_products = std::max<int64_t>(1, weights * count / linear.panels());
+  decode_parallel(linear.panels(), std::max<int64_t>(1, kProductsPerThread / panel_products), kOp,
+                  [&](int64_t begin, int64_t end) {
+                    AlignedArray<uint8_t> scratch =
+                        AlignedArray<uint8_t>::uninitialized(linear.scratch_bytes(count));
+                    linear.run(rows, begin, end, scratch.data());
+                  });
+  return output;
+}
+
+}  // namespace
+}  // namespace pqk::torch_ops
+
+STABLE_TORCH_LIBRARY_FRAGMENT(pqk, m) {
+  m.def(
+      "codebook_linear(Tensor input, Tensor payload, Tensor codebook, str codec, int out_features, int zero, "
+      "Tensor? bias) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pqk, CPU, m) {
+  m.impl("codebook_linear", TORCH_BOX(&pqk::torch_ops::codebook_linear_cpu));
+}
