@@ -10,6 +10,7 @@ import typer
 from pqk_ext.cli.failures import ExitCode, Failure
 from pqk_ext.cli.options import Force, JsonPath
 from pqk_ext.cli.output import check_json, check_output, emit, kilobytes
+from pqk_ext.runtime.format import SPEED_TOLERANCE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,19 @@ def export(
             help="Data (as for pqk eval --data) that give a float network its activation ranges: 512 training samples.",
         ),
     ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option("--codec", metavar="NAME", help="One codec for all weights, instead of the best for each."),
+    ] = None,
+    speed_tolerance: Annotated[
+        float,
+        typer.Option(
+            "--speed-tolerance",
+            metavar="SHARE",
+            min=0,
+            help="How much longer weights may be to be decoded faster; 0 gives the smallest file.",
+        ),
+    ] = SPEED_TOLERANCE,
     force: Force = False,
     json: JsonPath = None,
 ) -> None:
@@ -39,6 +53,8 @@ def export(
     from pqk_ext.preparation import PreparedModel
     from pqk_ext.runtime import format
 
+    if codec is not None and codec not in format.CODECS:
+        raise Failure(ExitCode.USAGE, f"--codec {codec}: expected one of {', '.join(format.CODECS)}")
     if (run_dir is None) == (model is None):
         raise Failure(ExitCode.USAGE, "expected either a RUN_DIR or --model NAME")
     if model is not None and not pretrained:
@@ -52,7 +68,14 @@ def export(
         network = run_folder.make_model(str(model), {"pretrained": True}).eval()
     if not isinstance(network, PreparedModel) and samples is None:
         raise Failure(ExitCode.USAGE, "--calibration: a float network needs data that give its activation ranges")
-    deploy.export(network, output, example_inputs=None if samples is None else samples[:1], calibration=samples)
+    deploy.export(
+        network,
+        output,
+        example_inputs=None if samples is None else samples[:1],
+        calibration=samples,
+        codec=codec,
+        speed_tolerance=speed_tolerance,
+    )
     info = format.inspect(output)
     values = {"file": str(output), "bytes": info.total_bytes, "sha256": info.sha256, "nodes": info.nodes}
     emit(values, json, f"{output}: {info.total_bytes} bytes ({kilobytes(info.total_bytes)}), SHA-256 {info.sha256}")

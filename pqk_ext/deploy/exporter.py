@@ -17,7 +17,7 @@ from pqk_ext.deploy.lower import lower
 from pqk_ext.deploy.lower_float import lower_float
 from pqk_ext.nn import Role
 from pqk_ext.preparation import PreparedModel, prepare
-from pqk_ext.runtime.format import write
+from pqk_ext.runtime.format import SPEED_TOLERANCE, write
 from pqk_ext.runtime.graph import Graph
 
 __all__ = ["calibrate", "export", "quantize_post_training"]
@@ -106,6 +106,8 @@ def export(
     *,
     example_inputs: Tensor | None = None,
     calibration: Batches | None = None,
+    codec: str | None = None,
+    speed_tolerance: float = SPEED_TOLERANCE,
 ) -> None:
     """Writes the network as one ``.pqk`` file, which :func:`pqk_ext.runtime.load` runs without torch.
 
@@ -119,16 +121,21 @@ def export(
         path: file to write; replaced in one step, or left as it was if anything fails.
         example_inputs: float32 batch; needed for a plain model. For a prepared one its shape is checked.
         calibration: for a plain model: one batch, batches, or a DataLoader. Not for one with shared weights.
+        codec: one of :data:`pqk_ext.runtime.format.CODECS` for every weight, or None for the best for each.
+        speed_tolerance: how much longer than the shortest a weight's codes may be, as a share, if they are decoded
+            faster; 0 gives the smallest file.
 
     Raises:
         ValueError: a plain model without ``example_inputs`` or ``calibration``, parameters that are not finite,
+            unknown ``codec``, negative ``speed_tolerance``,
             example inputs of another shape, or a layer with more than 256 different weights beside shared ones.
         UnsupportedOperator: the model holds something the engine cannot compute.
         OSError: the file cannot be written.
     """
     target = Path(path)
     if shared_layers(model):
-        write(_lower_shared(model, example_inputs, calibration), target)
+        graph = _lower_shared(model, example_inputs, calibration)
+        write(graph, target, codec=codec, speed_tolerance=speed_tolerance)
         return
     if not isinstance(model, PreparedModel):
         if example_inputs is None or calibration is None:
@@ -145,4 +152,4 @@ def export(
         if not model.pqk.quantizing:
             model = copy.deepcopy(model).eval()
         _warn_if_unfinished(model)
-    write(lower(model), target)
+    write(lower(model), target, codec=codec, speed_tolerance=speed_tolerance)

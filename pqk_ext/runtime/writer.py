@@ -15,7 +15,10 @@ from pqk_ext.runtime.graph import Graph, Node
 from pqk_ext.runtime.metadata import CODECS, WeightRecord, value_bits
 from pqk_ext.runtime.replace import replace_file
 
-__all__ = ["dumps", "write"]
+__all__ = ["SPEED_TOLERANCE", "dumps", "write"]
+
+#: How much longer than the shortest a weight's payload may be, as a share of it, to be decoded faster.
+SPEED_TOLERANCE = 0.02
 
 _Tensors: TypeAlias = dict[str, NDArray[np.generic]]
 
@@ -48,7 +51,7 @@ def _encode_node(node: Node, codec: str | None, speed_tolerance: float) -> tuple
     return record, tensors
 
 
-def dumps(graph: Graph, *, codec: str | None = None, speed_tolerance: float = 0.01) -> bytes:
+def dumps(graph: Graph, *, codec: str | None = None, speed_tolerance: float = SPEED_TOLERANCE) -> bytes:
     """The bytes of the file that :func:`write` writes; equal graphs give equal bytes.
 
     Args:
@@ -79,7 +82,7 @@ def dumps(graph: Graph, *, codec: str | None = None, speed_tolerance: float = 0.
 
 
 def write(
-    graph: Graph, path: str | os.PathLike[str], *, codec: str | None = None, speed_tolerance: float = 0.01
+    graph: Graph, path: str | os.PathLike[str], *, codec: str | None = None, speed_tolerance: float = SPEED_TOLERANCE
 ) -> None:
     """Writes a graph. The file appears whole or not at all; one already there is replaced only by a whole one.
 
