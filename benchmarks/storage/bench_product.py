@@ -80,20 +80,23 @@ def int8_product(codes: Weights) -> tuple[Callable[[], Any], str, float]:
 def shared_values(weight: Floats, percentile: float, count: int) -> tuple[Weights, Floats, int]:
     """Codes, codebook and zero: weights above a percentile of magnitudes take one of ``count`` values, of quantiles.
 
-    Codes are -128 to 127 around that of 0, which pruned weights take: there are at most 254 others.
+    Codes are -127 to 127 around that of 0, which pruned weights take, with as many below as above.
     """
     kept = np.abs(weight) > np.percentile(np.abs(weight), percentile) if percentile else np.ones_like(weight, bool)
     count = min(count, 254 if percentile else 256)
-    edges = np.quantile(weight[kept], np.linspace(0, 1, count + 1)[1:-1])
-    index = np.searchsorted(edges, weight)
-    centers = np.quantile(weight[kept], (np.arange(count) + 0.5) / count)
+    half = count // 2
+    centers = np.concatenate(
+        [
+            np.quantile(side, (np.arange(half) + 0.5) / half)
+            for side in (weight[kept & (weight < 0)], weight[kept & (weight > 0)])
+        ]
+    )
+    index = np.searchsorted((centers[1:] + centers[:-1]) / 2, weight)
     if not percentile:
-        return (index - count // 2).astype(np.int8), centers.astype(np.float32), count // 2
-    zero = int(np.searchsorted(centers, 0.0))
+        return (index - half).astype(np.int8), centers.astype(np.float32), half
+    zero = half
     codebook = np.insert(centers, zero, 0.0).astype(np.float32)
     codes = np.where(kept, np.where(index >= zero, index + 1, index) - zero, 0)
-    assert codes.max() <= 127
-    assert codes.min() >= -128
     return codes.astype(np.int8), codebook, zero
 
 

@@ -50,8 +50,9 @@ CodebookLinear::Work CodebookLinear::arrange(uint8_t* scratch, int64_t count) co
 }
 
 int64_t CodebookLinear::scratch_bytes(int64_t count) const {
-  const int64_t tokens =
-      tokens_ != nullptr ? weight_->rows_per_chunk() * static_cast<int64_t>(sizeof(float)) : 0;
+  const int64_t tokens = tokens_ == nullptr ? 0
+                                            : (weight_->rows_per_chunk() + shape_.row_size() + kTokenSlack) *
+                                                  static_cast<int64_t>(sizeof(float));
   return std::max(arrange(nullptr, count).bytes, tokens);
 }
 
@@ -60,11 +61,15 @@ void CodebookLinear::run_tokens(const FloatLinearRows& rows, int64_t panel_begin
                                 uint8_t* scratch) const {
   FloatTokensKernel* const add = active_float_tokens();
   const int64_t in_chunk = weight_->rows_per_chunk(), last = std::min(panel_end * panel_rows_, shape_.rows);
-  float* const sums = reinterpret_cast<float*>(scratch);
+  const int64_t row_size = shape_.row_size();
+  float* const input = reinterpret_cast<float*>(scratch);
+  float* const sums = input + row_size + kTokenSlack;
+  std::copy_n(rows.input, row_size, input);
+  std::fill_n(input + row_size, kTokenSlack, 0.0f);
   for (int64_t first = panel_begin * panel_rows_; first < last; first += in_chunk) {
     const int64_t in_this = std::min(in_chunk, last - first);
     std::fill_n(sums, in_this, 0.0f);
-    TokenProducts<float> products{rows.input, shape_.row_size(), in_this, sums};
+    FloatTokenProducts products{input, row_size, in_this, sums};
     for_each_token(*tokens_, first / in_chunk, [&](const WeightTokens& tokens) {
       check_codes(reinterpret_cast<const int8_t*>(tokens.values), tokens.count);
       return add(tokens, table_.data(), products);

@@ -126,7 +126,7 @@ void multiply_rows(const FloatDots& d, int64_t first) {
   }
   const float *input = d.input + first * d.input_pitch, *weight = d.weight;
   const int64_t pitch = d.input_pitch;
-  for (int64_t k = 0; k < d.row_size; k += 32) {
+  for (int64_t k = 0; k < pitch; k += 32) {  // to the end: the order of a row's last columns is mixed
 #pragma GCC unroll 2
     for (int q = 0; q < 2; ++q) {
       __m512 w[kFloatDotRows];

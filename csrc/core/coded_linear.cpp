@@ -98,26 +98,28 @@ CodedLinear::Work CodedLinear::arrange(uint8_t* scratch, int64_t count) const {
 }
 
 int64_t CodedLinear::scratch_bytes(int64_t count) const {
-  const int64_t tokens = tokens_ != nullptr ? (2 * pitch_ + weight_->rows_per_chunk() + kOutTile) * 4 : 0;
+  const int64_t tokens =
+      tokens_ != nullptr ? (2 * (2 * pitch_ + kTokenSlack) + 4 * (weight_->rows_per_chunk() + kOutTile)) : 0;
   return std::max(arrange(nullptr, count).bytes, tokens);
 }
 
-// One row of x, with the zero point subtracted. The values after it are the row as it was.
+// One row of x, with the zero point subtracted. Behind it and its zeros, the row as it was.
 void CodedLinear::run_tokens(const Int8LinearRows& rows, int64_t panel_begin, int64_t panel_end,
                              uint8_t* scratch) const {
   Int8TokensKernel* const add = active_int8_tokens();
   Int8LinearTileKernel* const tile = active_int8_linear_tile();
   const int64_t row_size = shape_.row_size(), in_chunk = weight_->rows_per_chunk();
-  int32_t* const input = reinterpret_cast<int32_t*>(scratch);
-  uint8_t* const codes = reinterpret_cast<uint8_t*>(input + pitch_);
-  int32_t* const sums = input + 2 * pitch_;
+  int16_t* const input = reinterpret_cast<int16_t*>(scratch);
+  uint8_t* const codes = reinterpret_cast<uint8_t*>(input + pitch_ + kTokenSlack);
+  int32_t* const sums = reinterpret_cast<int32_t*>(input + 2 * pitch_ + kTokenSlack);
   load_row(rows, rows.input.data, codes);
-  for (int64_t i = 0; i < row_size; ++i) input[i] = codes[i] - input_zero_point_;
+  for (int64_t i = 0; i < row_size; ++i) input[i] = static_cast<int16_t>(codes[i] - input_zero_point_);
+  std::fill_n(input + row_size, kTokenSlack, int16_t{0});
   const int64_t last = std::min(panel_end * panel_rows_, shape_.rows);
   for (int64_t first = panel_begin * panel_rows_; first < last; first += in_chunk) {
     const int64_t in_this = std::min(in_chunk, last - first);
     std::fill_n(sums, in_this + kOutTile, 0);
-    TokenProducts<int32_t> products{input, row_size, in_this, sums};
+    Int8TokenProducts products{input, row_size, in_this, sums};
     for_each_token(*tokens_, first / in_chunk,
                    [&](const WeightTokens& tokens) { return add(tokens, products); });
     products.finish();

@@ -96,14 +96,20 @@ void multiply_rows(const Int8Dots& d, const uint8_t* input, int32_t* sums) {
   for (int j = 0; j < kDotRows; ++j) weight[j] = d.weight + (j < d.rows ? j : 0) * d.row_size;
   const int64_t pitch = d.input_pitch;
   for (int64_t k = 0; k < d.row_size; k += kStep) {
-    Bytes w[kDotRows];
+    Bytes x[Inputs];
 #pragma GCC unroll 4
-    for (int j = 0; j < kDotRows; ++j) w[j] = load_weights(weight[j] + k);
+    for (int i = 0; i < Inputs; ++i) x[i] = load_inputs(input + i * pitch + k);
 #pragma GCC unroll 4
-    for (int i = 0; i < Inputs; ++i) {
-      const Bytes x = load_inputs(input + i * pitch + k);
+    for (int j = 0; j < kDotRows; ++j) {
+      const Bytes w = load_weights(weight[j] + k);
 #pragma GCC unroll 4
-      for (int j = 0; j < kDotRows; ++j) sum[i][j] = add_dot(sum[i][j], x, w[j]);
+      for (int i = 0; i < Inputs; ++i) {
+        sum[i][j] = add_dot(sum[i][j], x[i], w);
+#if PQK_ISA_LEVEL == 1
+        // Else gcc has the products of all rows in registers at once, and sums on the stack.
+        asm volatile("" : "+x"(sum[i][j]));
+#endif
+      }
     }
   }
 #pragma GCC unroll 4

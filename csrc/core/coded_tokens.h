@@ -30,14 +30,18 @@ class TokenSource {
   virtual std::unique_ptr<TokenCursor> open_tokens(int64_t chunk) const = 0;
 };
 
+// Tokens are taken in groups, the last of a row with some of the next row, which find zeros behind x.
+inline constexpr int64_t kTokenGroup = 16;
+inline constexpr int64_t kTokenSlack = kTokenGroup * 256;
+
 // Where the products of a chunk have got to.
-template <class T>
+template <class X, class Sum>
 struct TokenProducts {
-  const T* input;  // a row of x
+  const X* input;  // a row of x, then kTokenSlack zeros
   int64_t row_size, rows;
-  T* sums;  // [rows], 0 at first
+  Sum* sums;  // [rows], 0 at first
   int64_t row = 0, position = 0;
-  T sum = 0;
+  Sum sum = 0;
 
   // After the last token.
   void finish() {
@@ -45,10 +49,13 @@ struct TokenProducts {
   }
 };
 
+using Int8TokenProducts = TokenProducts<int16_t, int32_t>;  // x less its zero point
+using FloatTokenProducts = TokenProducts<float, float>;
+
 // Adds the products of some tokens. False where one lies behind the last row.
-using Int8TokensKernel = bool(const WeightTokens& tokens, TokenProducts<int32_t>& products);
+using Int8TokensKernel = bool(const WeightTokens& tokens, Int8TokenProducts& products);
 // `table` is by value + 128.
-using FloatTokensKernel = bool(const WeightTokens& tokens, const float* table, TokenProducts<float>& products);
+using FloatTokensKernel = bool(const WeightTokens& tokens, const float* table, FloatTokenProducts& products);
 PQK_CPU_KERNEL(Int8TokensKernel, int8_tokens)
 PQK_CPU_KERNEL(FloatTokensKernel, float_tokens)
 

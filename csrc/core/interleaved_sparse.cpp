@@ -76,13 +76,26 @@ Choice choice_for(const Gaps& found, const HuffmanCounts& nonzero_counts, int lo
   return choice;
 }
 
-// Costs have one minimum, nearly: the first rise ends the search.
+// Gaps that need plain bits take twice the time to decode: fewer long ones are worth this share.
+constexpr uint64_t kFastShare = 300;
+
+uint64_t cost(const Choice& choice) {
+  const bool wide = std::any_of(choice.gap_code.begin(), choice.gap_code.end(),
+                                [](const InterleavedToken& token) { return token.extra > 0; });
+  return choice.bits + (wide ? choice.bits / kFastShare : 0);
+}
+
+// The first rise of the bits ends the search: they have one minimum, nearly.
 Choice best_choice(const Gaps& found, HuffmanCounts nonzero_counts) {
   nonzero_counts[kInterleavedFlip] = 0;
   Choice best;
+  uint64_t least = UINT64_MAX, fewest_bits = UINT64_MAX;
   for (const int longest_gap : kLongestGaps) {
     Choice choice = choice_for(found, nonzero_counts, longest_gap);
-    if (choice.bits > best.bits) break;
+    if (choice.bits > fewest_bits) break;
+    fewest_bits = choice.bits;
+    if (cost(choice) > least) continue;
+    least = cost(choice);
     best = std::move(choice);
   }
   return best;

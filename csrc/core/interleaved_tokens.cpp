@@ -13,7 +13,7 @@ namespace {
 constexpr int kTreeLevels = 9;                    // runs of 2^0..2^8 symbols
 constexpr int kTreeSize = 2 * kHuffmanSymbols;    // node 1 is all symbols, node n has children 2n and 2n + 1
 constexpr int kFirstLength = 4, kFirstExtra = 0;  // what a table's first steps are from
-constexpr uint64_t kNarrowShare = 200;            // no plain bits: worth a 200th
+constexpr uint64_t kNarrowShare = 100;            // no plain bits: worth a hundredth
 constexpr int kBisections = 24;
 
 int64_t prefix_share(int length) { return int64_t{kInterleavedTableSize} >> length; }
