@@ -25,10 +25,14 @@ def test_python_of_the_readme(tmp_path: Path) -> None:
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    nbytes, accuracy = done.stdout.split()
+    first, second = done.stdout.splitlines()
+    nbytes, accuracy = first.split()
     assert 0 < int(nbytes) < 25_000
     assert float(accuracy) > 0.6  # chance is 0.083
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.pqk", "net.pqk"]
+    coded, resident, equal = re.fullmatch(r"(\d+) bytes of weights instead of (\d+) (True|False)", second).groups()  # type: ignore[union-attr]
+    assert int(coded) < int(resident)
+    assert equal == "True"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.pqk", "net.pqk", "shared.pqk"]
 
 
 @pytest.mark.parametrize("name", ["README.md", "HACKING.md", "CHANGELOG.md"])
