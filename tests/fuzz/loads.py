@@ -1,4 +1,4 @@
-"""The Python loader under coverage-guided mutation: python tests/fuzz/loads.py CORPUS [libFuzzer options].
+"""The Python loader under coverage-guided mutation: PYTHONPATH=. python tests/fuzz/loads.py CORPUS [libFuzzer options].
 
 Needs the package `atheris`. The digest is made right before loading, or the fuzzer would never get past it. Whatever
 loads is run by the engine; anything but a FormatError with code, field, expected and got is a crash.
@@ -7,11 +7,8 @@ loads is run by the engine; anything but a FormatError with code, field, expecte
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 MAX_BYTES = 2**22
 
