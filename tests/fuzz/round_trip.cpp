@@ -42,6 +42,15 @@ void try_damaged(const WeightCodec& codec, const Exact<uint8_t>& right, WeightSh
   }
 }
 
+// The codec that the writer would take: of all, or of those that are not much longer than the shortest.
+void expect_chosen(const Exact<int8_t>& values, WeightShape shape) {
+  for (const double tolerance : {0.0, 0.02}) {
+    const WeightCodec& codec = choose_weight_codec(values.data(), shape, tolerance);
+    const std::vector<uint8_t> encoded = codec.encode(values.data(), shape);
+    expect_values(codec, {encoded.data(), static_cast<int64_t>(encoded.size())}, shape, values);
+  }
+}
+
 }  // namespace
 }  // namespace pqk::fuzz
 
@@ -52,6 +61,7 @@ PQK_FUZZ_TARGET(round_trip) {
   const Exact<int8_t> values = read_values(bytes);
   const int64_t count = values.size();
   const WeightShape shape{count, count % wanted_rows == 0 ? wanted_rows : 1};
+  if (codecs > 1) expect_chosen(values, shape);
   for (size_t i = 0; i < codecs; ++i) {
     const WeightCodec& codec = weight_codecs()[(first + i) % weight_codecs().size()];
     const std::vector<uint8_t> encoded = codec.encode(values.data(), shape);
