@@ -70,6 +70,20 @@ inline ChannelView channel_view(const Tensor& input, const Tensor& scale, std::o
   return view;
 }
 
+// Of a linear layer: that of `input` with `features` for its last size.
+struct LinearOutput {
+  LinearOutput(const Tensor& input, int64_t features) {
+    for (int64_t i = 0; i + 1 < input.dim(); ++i) {
+      shape.push_back(input.size(i));
+      rows *= input.size(i);
+    }
+    shape.push_back(features);
+  }
+
+  std::vector<int64_t> shape;
+  int64_t rows = 1;
+};
+
 inline void check_scale(const Tensor& scale, const char* op) {
   check_dtype(scale, ScalarType::Float, op, "scale");
   const float* values = scale.const_data_ptr<float>();

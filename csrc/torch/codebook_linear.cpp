@@ -41,20 +41,15 @@ Tensor codebook_linear_cpu(const Tensor& input, const Tensor& payload, const Ten
     biases = torch::stable::contiguous(*bias);
   }
   const int64_t in_features = input.size(input.dim() - 1);
-  std::vector<int64_t> output_shape;
-  int64_t count = 1;
-  for (int64_t i = 0; i + 1 < input.dim(); ++i) {
-    output_shape.push_back(input.size(i));
-    count *= input.size(i);
-  }
-  output_shape.push_back(out_features);
+  const LinearOutput out(input, out_features);
+  const int64_t count = out.rows;
   const Tensor payloads = torch::stable::contiguous(payload);
   int64_t weights = 0;
   STD_TORCH_CHECK(!__builtin_mul_overflow(in_features, out_features, &weights), kOp,
                   ": out_features must leave fewer than 2^63 weights, got ", out_features);
   const WeightShape shape{weights, out_features};
   const auto weight = open_weight(payloads, codec, shape, kOp);
-  Tensor output = torch::stable::new_empty(input, output_shape, ScalarType::Float);
+  Tensor output = torch::stable::new_empty(input, out.shape, ScalarType::Float);
   if (count == 0 || out_features == 0) return output;
 
   const Tensor inputs = torch::stable::contiguous(input);

@@ -26,19 +26,14 @@ Tensor coded_linear_cpu(const Tensor& input, const Tensor& payload, const Tensor
   const Int8Epilogue epilogue{input_zero_point,    quant_min,           quant_max,
                               residual_multiplier, residual_zero_point, float_output};
   check_epilogue(epilogue, kOp);
-  std::vector<int64_t> output_shape;
-  int64_t count = 1;
-  for (int64_t i = 0; i + 1 < input.dim(); ++i) {
-    output_shape.push_back(input.size(i));
-    count *= input.size(i);
-  }
-  output_shape.push_back(out_features);
-  if (residual.has_value()) check_residual(*residual, output_shape, kOp);
+  const LinearOutput out(input, out_features);
+  const int64_t count = out.rows;
+  if (residual.has_value()) check_residual(*residual, out.shape, kOp);
   const Tensor payloads = torch::stable::contiguous(payload);
   const WeightShape shape{in_features * out_features, out_features};
   const auto weight = open_weight(payloads, codec, shape, kOp);
   Tensor output =
-      torch::stable::new_empty(input, output_shape, float_output ? ScalarType::Float : ScalarType::Byte);
+      torch::stable::new_empty(input, out.shape, float_output ? ScalarType::Float : ScalarType::Byte);
   if (count == 0 || out_features == 0) return output;
 
   const Tensor inputs = torch::stable::contiguous(input), multipliers = torch::stable::contiguous(multiplier),

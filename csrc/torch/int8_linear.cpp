@@ -29,16 +29,11 @@ Tensor int8_linear_cpu(const Tensor& input, const Tensor& weight, const Tensor& 
   const Int8Epilogue epilogue{input_zero_point,    quant_min,           quant_max,
                               residual_multiplier, residual_zero_point, float_output};
   check_epilogue(epilogue, kOp);
-  std::vector<int64_t> output_shape;
-  int64_t rows = 1;
-  for (int64_t i = 0; i + 1 < input.dim(); ++i) {
-    output_shape.push_back(input.size(i));
-    rows *= input.size(i);
-  }
-  output_shape.push_back(out_features);
-  if (residual.has_value()) check_residual(*residual, output_shape, kOp);
+  const LinearOutput out(input, out_features);
+  const int64_t rows = out.rows;
+  if (residual.has_value()) check_residual(*residual, out.shape, kOp);
   Tensor output =
-      torch::stable::new_empty(input, output_shape, float_output ? ScalarType::Float : ScalarType::Byte);
+      torch::stable::new_empty(input, out.shape, float_output ? ScalarType::Float : ScalarType::Byte);
   if (rows == 0) return output;
 
   const Tensor inputs = torch::stable::contiguous(input), weights = torch::stable::contiguous(weight),

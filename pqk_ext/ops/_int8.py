@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,6 +31,19 @@ def requantize_reference(
         value = value + (residual.float() - residual_zero_point) * factor
     value = value + bias
     return value if float_output else value.round().clamp(quant_min, quant_max).to(torch.uint8)
+
+
+def epilogue_arguments(kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a sample's keywords say of the epilogue, in the order of the ops' schemas, defaults filled in."""
+    return (
+        kwargs["input_zero_point"],
+        kwargs.get("quant_min", 0),
+        kwargs.get("quant_max", 255),
+        kwargs.get("residual"),
+        kwargs.get("residual_multiplier", 1.0),
+        kwargs.get("residual_zero_point", 0),
+        kwargs.get("float_output", False),
+    )
 
 
 def sample_constants(weight: Tensor, input_zero_point: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pqk_ext.ops._int8 import requantize_reference, sample_constants
+from pqk_ext.ops._int8 import epilogue_arguments, requantize_reference, sample_constants
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
 
 __all__ = ["int8_linear"]
@@ -148,13 +148,7 @@ def _opcheck_samples() -> Iterator[Sample]:
         yield (
             (
                 *args,
-                kwargs["input_zero_point"],
-                kwargs.get("quant_min", 0),
-                kwargs.get("quant_max", 255),
-                kwargs.get("residual"),
-                kwargs.get("residual_multiplier", 1.0),
-                kwargs.get("residual_zero_point", 0),
-                kwargs.get("float_output", False),
+                *epilogue_arguments(kwargs),
             ),
             {},
         )
