@@ -75,7 +75,7 @@ class PreparedModel(nn.Module):
         """
         values: list[Tensor] = []
         for block in self.plan:
-            value = input if block.op == "input" else self._compute(block, [values[i] for i in block.inputs], role)
+            value = input if block.op == "input" else self.compute(block, [values[i] for i in block.inputs], role)
             if block.quantizer is not None:
                 quantizer = self.pqk_quantizers[block.quantizer]
                 assert isinstance(quantizer, ActivationQuantizer)
@@ -86,7 +86,8 @@ class PreparedModel(nn.Module):
             values.append(value)
         return values[-1]
 
-    def _compute(self, block: Block, inputs: list[Tensor], role: Role) -> Tensor:
+    def compute(self, block: Block, inputs: list[Tensor], role: Role) -> Tensor:
+        """Value of a block in a role, given those it reads; before its quantizer."""
         x = inputs[0]
         if block.op in ("conv2d", "linear"):
             if block.pre_padding:
