@@ -9,6 +9,7 @@ Interspeech 2021.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 from pqk_ext.config import PQKConfig
 from pqk_ext.distill.kl import kl
+from pqk_ext.early_gradient import can_take_early, take_early
 from pqk_ext.entropy import coded_size
 from pqk_ext.nn import ActivationQuantizer, PQKLayer, Role
 from pqk_ext.nn.batch_norm import RoleBatchNorm
 from pqk_ext.prune import compute_masks, cubic_sparsity
+from pqk_ext.quant import SMALLEST_SCALE
 
 if TYPE_CHECKING:
     from pqk_ext.preparation.model import PreparedModel
@@ -152,22 +155,31 @@ class PQKController(nn.Module):
         return loss
 
     def _quantized_loss(self, x: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        random_state = torch.get_rng_state()
-        student = self._model.run(x, Role.STUDENT)
-        student_ce = criterion(student, y)
         if self.phase == 1 or not self.config.teacher:
+            student_ce = criterion(self._model.run(x, Role.STUDENT), y)
             self._metrics = {"loss": student_ce.detach(), "student_ce": student_ce.detach()}
             return self.config.ce_weight * student_ce if self.phase == 2 else student_ce
-        teacher = self._teacher_logits(x, random_state)
-        return self._distillation(student, student_ce, teacher, criterion(teacher, y))
+        teacher, teacher_ce = self._teacher(x, y, criterion)
+        student = self._model.run(x, Role.STUDENT)
+        return self._distillation(student, criterion(student, y), teacher, teacher_ce)
 
-    def _teacher_logits(self, x: Tensor, random_state: Tensor) -> Tensor:
-        """The teacher sees the same dropout as the student, and leaves the random state as the student left it."""
-        after_student = torch.get_rng_state()
-        torch.set_rng_state(random_state)
-        logits = self._model.run(x, Role.TEACHER)
-        torch.set_rng_state(after_student)
-        return logits
+    def _teacher(self, x: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The teacher's logits and task loss; where it can be, its backward pass is done before the student begins.
+
+        Only one of the two networks then has activations in memory. The teacher sees the same dropout as the student,
+        and leaves the random state as it found it.
+        """
+        with self._dropout_repeated(x.device):
+            logits = self._model.run(x, Role.TEACHER)
+        loss = criterion(logits, y)
+        if self.config.kl_direction == "two_way" or not can_take_early(loss):
+            return logits, loss
+        return logits.detach(), take_early(loss, self._model.parameters())
+
+    def _dropout_repeated(self, device: torch.device) -> AbstractContextManager[None]:
+        if not any(block.op == "dropout" for block in self._model.plan):
+            return nullcontext()
+        return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
     def _distillation(self, student: Tensor, student_ce: Tensor, teacher: Tensor, teacher_ce: Tensor) -> Tensor:
         c = self.config
@@ -192,18 +204,15 @@ class PQKController(nn.Module):
                 for layer in self.layers():
                     layer.initialize_scale()
             return
-        for layer in self.layers():
-            layer.keep_scale_positive()
-        for quantizer in self.quantizers():
-            quantizer.keep_scale_positive()
-        if self.phase == 1 or not self.config.teacher:
-            self._restore_unimportant()
+        # An optimizer step can make a scale vanish or change its sign.
+        torch._foreach_clamp_min_(list[Tensor](self._scales()), SMALLEST_SCALE)
+        if self._freezes:
+            self._hold_unimportant()
         self._advance()
         if self.phase == 1 and self._step % self.config.mask_update_interval == 0:
             self.update_masks()
         if self._step == self.config.phase1_steps:
             self._begin_phase_2()
-        self._remember_weights()
 
     def _advance(self) -> None:
         self._step += 1
@@ -232,6 +241,7 @@ class PQKController(nn.Module):
         for module in self._model.modules():
             if isinstance(module, PQKLayer | RoleBatchNorm):
                 module.copy_to_teacher()
+        self._remember_weights()
         if self.config.step_size == "freeze":
             for scale in self._scales():
                 scale.requires_grad_(False)
@@ -239,20 +249,24 @@ class PQKController(nn.Module):
 
     # --- frozen weights --------------------------------------------------------------------------------------
 
-    def _remember_weights(self) -> None:
-        layers = self.prunable_layers()
-        if len(self._kept) != len(layers) or any(
-            k.device != m.weight.device for k, m in zip(self._kept, layers, strict=True)
-        ):
-            self._kept = [layer.weight.detach().clone() for layer in layers]
-            return
-        for kept, layer in zip(self._kept, layers, strict=True):
-            kept.copy_(layer.weight.detach())
+    @property
+    def _freezes(self) -> bool:
+        """Whether nothing may move the unimportant weights; in phase 2 the teacher's loss does."""
+        return self.phase == 1 or not self.config.teacher
 
-    def _restore_unimportant(self) -> None:
+    def _remember_weights(self) -> None:
+        self._kept = [layer.weight.detach().clone() for layer in self.prunable_layers()] if self._freezes else []
+
+    def _hold_unimportant(self) -> None:
         """Undoes what weight decay and momentum did to unimportant weights: they must survive phase 1 exactly."""
-        for kept, layer in zip(self._kept, self.prunable_layers(), strict=True):
-            layer.weight.copy_(torch.where(layer.weight_mask, layer.weight, kept))
+        layers = self.prunable_layers()
+        if len(self._kept) != len(layers):
+            self._remember_weights()
+        for index, layer in enumerate(layers):
+            weight = layer.weight.detach()
+            kept = self._kept[index] = self._kept[index].to(weight.device)
+            torch.where(layer.weight_mask, weight, kept, out=kept)
+            weight.copy_(kept)
 
     # --- helpers ---------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pqk_ext.ops.fake_quantize import fake_quantize
-from pqk_ext.quant import SMALLEST_SCALE, activation_range, range_to_qparams
+from pqk_ext.quant import activation_range, range_to_qparams
 
 __all__ = ["ActivationQuantizer"]
 
@@ -76,11 +76,6 @@ class ActivationQuantizer(nn.Module):
         )
         self.scale.fill_(scale)
         self.zero_point.fill_(zero_point)
-
-    @torch.no_grad()
-    def keep_scale_positive(self) -> None:
-        """Undoes an optimizer step that made the scale vanish or change its sign."""
-        self.scale.clamp_min_(SMALLEST_SCALE)
 
     def forward(self, input: Tensor) -> Tensor:
         """Fake-quantized ``input``; gradients are straight-through for it and LSQ for the scale."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pqk_ext.nn.roles import Role
 from pqk_ext.ops.fake_quantize import fake_quantize
 from pqk_ext.ops.soft_histogram import soft_histogram
-from pqk_ext.quant import SMALLEST_SCALE, per_channel_scale
+from pqk_ext.quant import per_channel_scale
 
 __all__ = ["PQKConv2d", "PQKLayer", "PQKLinear", "Sharing"]
 
@@ -76,11 +76,6 @@ class PQKLayer(nn.Module):
     def initialize_scale(self) -> None:
         """Sets the step sizes from the present important weights."""
         self.weight_scale.copy_(per_channel_scale(self.weight, self.weight_mask, self.weight_quant_max))
-
-    @torch.no_grad()
-    def keep_scale_positive(self) -> None:
-        """Undoes an optimizer step that made a scale vanish or change its sign."""
-        self.weight_scale.clamp_min_(SMALLEST_SCALE)
 
     def student_weight(self) -> Tensor:
         """Fake-quantized important weights, exactly 0 elsewhere; the gradient reaches important weights only."""
