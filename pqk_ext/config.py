@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]
 
-__all__ = ["PQKConfig"]
+from pqk_ext.strict_yaml import read_mapping
 
-_MAX_YAML_BYTES = 1 << 20
-
+__all__ = ["LayerSettings", "PQKConfig"]
 
 # A check returns what is allowed when the value is refused, and None when it is fine.
 _Check = Callable[[object], str | None]
@@ -63,6 +62,52 @@ def _choice(default: str, *others: str) -> Any:
     return dataclasses.field(default=default, metadata={"check": check})
 
 
+# What may differ from layer to layer.
+_OF_A_LAYER = ("sparsity", "weight_bits", "act_bits")
+
+
+def _layers() -> Any:
+    def check(value: object) -> str | None:
+        allowed = "a mapping of patterns to mappings such as {'conv1': {'sparsity': 0.5}}"
+        if not isinstance(value, Mapping) or not all(isinstance(own, Mapping) for own in value.values()):
+            return allowed
+        for pattern, own in value.items():
+            if not isinstance(pattern, str) or not _compiles(pattern):
+                return f"regular expressions for names of layers (found {reprlib.repr(pattern)})"
+            for name, setting in own.items():
+                if name not in _OF_A_LAYER:
+                    return f"of each pattern only {', '.join(_OF_A_LAYER)} (found {reprlib.repr(name)})"
+                wrong = _FIELDS[name].metadata["check"](setting)
+                if wrong is not None:
+                    return f"{wrong} for {name} of {pattern!r} (found {reprlib.repr(setting)})"
+        return None
+
+    return dataclasses.field(default_factory=dict, hash=False, metadata={"check": check})
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSettings:
+    """What a config says of one layer; None where the layer has no setting of its own.
+
+    Attributes:
+        sparsity: share of its weights that is zero at the end; it is then ranked by itself.
+        weight_bits: bits of its weight codes.
+        act_bits: bits of the codes that it writes.
+    """
+
+    sparsity: float | None = None
+    weight_bits: int | None = None
+    act_bits: int | None = None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PQKConfig:
     """Settings of pruning, quantization and distillation; every field is checked when the object is made.
@@ -104,6 +149,10 @@ class PQKConfig:
         size_penalty: what a kilobyte (1000 bytes) of coded weights costs, in units of the loss: ``size_penalty / 1000``
             times :func:`pqk_ext.coded_size` is added to the loss of each quantized step. 0 adds nothing. It saves
             most by making step sizes grow, for which Adam needs a larger ``step_size_lr_factor``, 0.1 to 1.
+        layers: settings of single layers: a regular expression that matches the whole name of a layer, and its
+            ``sparsity``, ``weight_bits`` or ``act_bits`` (of the codes that it writes). Of several that match, the
+            last one counts, setting by setting. A layer with a sparsity of its own is ranked by itself, whatever
+            ``ranking``, ``prune_linear`` and ``prune_depthwise`` say; 0 leaves it dense.
     """
 
     sparsity: float = _number(0.9, 0, 1, open_high=True)
@@ -138,6 +187,8 @@ class PQKConfig:
     teacher: bool = _flag(True)
     size_penalty: float = _number(0.0, 0)
 
+    layers: Mapping[str, Mapping[str, float]] = _layers()
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -145,6 +196,8 @@ class PQKConfig:
             if type(field.default) is float:
                 # An integer is a fine value; stored as float so that equal configs have equal YAML.
                 object.__setattr__(self, field.name, float(value))
+        layers = {pattern: dict(own) for pattern, own in self.layers.items()}
+        object.__setattr__(self, "layers", layers)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -158,9 +211,10 @@ class PQKConfig:
                 f"phase1_fraction: expected at least 1 of total_steps = {self.total_steps} in phase 1, "
                 f"got {self.phase1_fraction:g}, which is none"
             )
-        if self.min_keep_fraction > 1 - self.sparsity:
+        largest = max([self.sparsity, *(own.get("sparsity", 0.0) for own in self.layers.values())])
+        if self.min_keep_fraction > 1 - largest:
             raise ValueError(
-                f"min_keep_fraction: expected at most 1 - sparsity = {1 - self.sparsity:g} (a larger floor makes the "
+                f"min_keep_fraction: expected at most 1 - sparsity = {1 - largest:g} (a larger floor makes the "
                 f"sparsity impossible), got {self.min_keep_fraction:g}"
             )
 
@@ -194,6 +248,14 @@ class PQKConfig:
         """Steps at the start of phase 2 without the distillation loss, counted from the start of phase 2."""
         return math.floor(self.phase2_steps * self.kd_warmup_fraction)
 
+    def for_layer(self, name: str) -> LayerSettings:
+        """What ``layers`` says of the layer of that name."""
+        own: dict[str, Any] = {}
+        for pattern, settings in self.layers.items():
+            if re.fullmatch(pattern, name):
+                own |= settings
+        return LayerSettings(**own)
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, in the order of the class; ``from_dict`` gives an equal config back."""
         return dataclasses.asdict(self)
@@ -218,14 +280,14 @@ class PQKConfig:
 
     @classmethod
     def load_yaml(cls, path: str | os.PathLike[str]) -> PQKConfig:
-        """Reads a YAML file of at most 1 MiB that holds one flat mapping of field names to values.
+        """Reads a YAML file of at most 1 MiB that holds one mapping of field names to values.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: the text is not such a mapping, has a key twice, an unknown key or a value outside its
                 range; the message begins with ``path:line:column`` where a place can be named.
         """
-        return cls.from_dict(_read_flat_yaml(Path(path)))
+        return cls.from_dict(read_mapping(Path(path), _check_key, _check_read_value, depth=3))
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(PQKConfig)}
@@ -237,72 +299,13 @@ def _check_value(name: str, value: object, place: str = "") -> None:
         raise ValueError(f"{place}{name}: expected {allowed}, got {reprlib.repr(value)}")
 
 
+def _check_read_value(name: str, value: object, place: str) -> None:
+    _check_value(name, value, place)
+
+
 def _check_key(key: object, place: str = "") -> None:
     if isinstance(key, str) and key in _FIELDS:
         return
     nearest = difflib.get_close_matches(str(key), _FIELDS, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else "known keys: " + ", ".join(_FIELDS)
     raise ValueError(f"{place}unknown key {reprlib.repr(key)}; {hint}")
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """PyYAML's safe loader, for which ``1e-3`` is a number, as in YAML 1.2, and not a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _read_flat_yaml(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        data = file.read(_MAX_YAML_BYTES + 1)
-    if len(data) > _MAX_YAML_BYTES:
-        raise ValueError(f"{path}: expected at most {_MAX_YAML_BYTES} bytes of YAML, got more")
-    try:
-        return _flat_mapping(path, _Loader(data))
-    except yaml.MarkedYAMLError as error:
-        raise ValueError(f"{_place(path, error.problem_mark)}{error.problem or error.context}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML text: {error}") from error
-
-
-def _place(path: Path, mark: Any) -> str:
-    return f"{path}:{mark.line + 1}:{mark.column + 1}: " if mark is not None else f"{path}: "
-
-
-def _flat_mapping(path: Path, loader: _Loader) -> dict[str, Any]:
-    """Reads events, not nodes: a nested or self-referring document ends at its first wrong event, whatever its size."""
-    loader.get_event()  # stream start
-    if loader.check_event(yaml.StreamEndEvent):
-        raise ValueError(f"{path}:1:1: expected a mapping of settings, got an empty file")
-    loader.get_event()  # document start
-    opening = loader.get_event()
-    if not isinstance(opening, yaml.MappingStartEvent):
-        raise ValueError(f"{_place(path, opening.start_mark)}expected a mapping of settings (key: value)")
-    values: dict[str, Any] = {}
-    while not loader.check_event(yaml.MappingEndEvent):
-        event = loader.get_event()
-        key, place = _scalar(path, loader, event), _place(path, event.start_mark)
-        _check_key(key, place)
-        if key in values:
-            raise ValueError(f"{place}key {key!r} is given twice")
-        values[key] = _scalar(path, loader, loader.get_event())
-        _check_value(key, values[key], place)
-    loader.get_event()  # mapping end
-    loader.get_event()  # document end
-    rest = loader.get_event()
-    if not isinstance(rest, yaml.StreamEndEvent):
-        raise ValueError(f"{_place(path, rest.start_mark)}expected one document, got a second")
-    return values
-
-
-def _scalar(path: Path, loader: _Loader, event: Any) -> Any:
-    place = _place(path, event.start_mark)
-    if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
-        raise ValueError(f"{place}expected a plain value, got a list, a mapping, an alias or a tag")
-    tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
-    try:
-        return loader.construct_object(yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark))
-    except ValueError as error:  # such as the date 2001-99-99
-        raise ValueError(f"{place}{error}") from error

@@ -78,9 +78,15 @@ class PQKController(nn.Module):
 
     @property
     def target_sparsity(self) -> float:
-        """Share of the prunable weights that the schedule wants to be zero at this step."""
+        """Share of the prunable weights that the schedule wants to be zero at this step.
+
+        Of those in layers without a sparsity of their own (``config.layers``).
+        """
+        return self._scheduled(self.config.sparsity)
+
+    def _scheduled(self, final: float) -> float:
         c = self.config
-        return cubic_sparsity(self._step, start=c.ramp_start_step, end=c.ramp_end_step, final=c.sparsity)
+        return cubic_sparsity(self._step, start=c.ramp_start_step, end=c.ramp_end_step, final=final)
 
     @property
     def sparsity(self) -> float:
@@ -222,19 +228,21 @@ class PQKController(nn.Module):
     def update_masks(self) -> None:
         """Ranks the weights and sets the masks to the sparsity that the schedule wants now."""
         layers = self.prunable_layers()
-        if not layers:
-            return
+        together = [layer for layer in layers if layer.own_sparsity is None]
+        groups = [(together, self.config.sparsity)] if together else []
+        groups += [([layer], layer.own_sparsity) for layer in layers if layer.own_sparsity is not None]
         c = self.config
-        masks = compute_masks(
-            [layer.weight for layer in layers],
-            self.target_sparsity,
-            ranking=c.ranking,
-            granularity=c.granularity,
-            min_keep_per_channel=c.min_keep_per_channel,
-            min_keep_fraction=c.min_keep_fraction,
-        )
-        for layer, mask in zip(layers, masks, strict=True):
-            layer.weight_mask.copy_(mask)
+        for group, final in groups:
+            masks = compute_masks(
+                [layer.weight for layer in group],
+                self._scheduled(final),
+                ranking=c.ranking,
+                granularity=c.granularity,
+                min_keep_per_channel=c.min_keep_per_channel,
+                min_keep_fraction=c.min_keep_fraction,
+            )
+            for layer, mask in zip(group, masks, strict=True):
+                layer.weight_mask.copy_(mask)
 
     def _begin_phase_2(self) -> None:
         self.update_masks()

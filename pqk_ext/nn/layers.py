@@ -35,6 +35,7 @@ class PQKLayer(nn.Module):
         weight_scale: float32 parameter ``(O,)``, the learned step sizes of the symmetric codes
             ``-weight_quant_max..weight_quant_max``.
         prunable: whether the mask may get False entries.
+        own_sparsity: the sparsity that this layer is ranked to by itself; None where it is ranked with the others.
         teacher: the teacher's own copy of the whole layer, for the head; None elsewhere.
     """
 
@@ -43,6 +44,7 @@ class PQKLayer(nn.Module):
     weight_zero_point: Tensor
     weight_quant_max: int
     prunable: bool
+    own_sparsity: float | None
     routing: str
     teacher_weights: str
     teacher: nn.Module | None
@@ -53,6 +55,7 @@ class PQKLayer(nn.Module):
         self.bias = source.bias
         self.weight_quant_max = 2 ** (bits - 1) - 1
         self.prunable = prunable
+        self.own_sparsity = None
         self.routing = sharing.routing
         self.teacher_weights = sharing.teacher_weights
         self.teacher = None

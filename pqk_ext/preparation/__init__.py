@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 
 import torch
@@ -29,10 +30,13 @@ def _weighted_blocks(plan: Plan) -> list[Block]:
     return [block for block in plan if block.op in ("conv2d", "linear")]
 
 
-def _is_prunable(source: nn.Conv2d | nn.Linear, path: str, config: PQKConfig, exclude: Sequence[str]) -> bool:
-    if path in exclude:
-        return False
-    if isinstance(source, nn.Linear):
+def _is_prunable(
+    source: nn.Conv2d | nn.Linear, path: str, config: PQKConfig, exclude: Sequence[str], is_head: bool
+) -> bool:
+    own = config.for_layer(path).sparsity
+    if path in exclude or own is not None:
+        return path not in exclude and own != 0
+    if isinstance(source, nn.Linear) or is_head:
         return config.prune_linear
     return config.prune_depthwise or source.groups == 1
 
@@ -46,18 +50,19 @@ def _swap_layers(root: nn.Module, plan: Plan, config: PQKConfig, exclude: Sequen
     unknown = set(exclude) - set(paths)
     if unknown:
         raise ValueError(f"exclude: {sorted(unknown)} are not layers of the model; its layers are {paths}")
+    for pattern in config.layers:
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            raise ValueError(f"layers: {pattern!r} matches no layer of the model; its layers are {paths}")
     for index, (block, path) in enumerate(zip(blocks, paths, strict=True)):
         source = root.get_submodule(path)
         assert isinstance(source, nn.Conv2d | nn.Linear)
-        bits = config.weight_bits
-        if index == 0:
-            bits = config.first_layer_bits
-        is_head = block.float_output
-        if is_head:
-            bits = config.last_layer_bits
-        prunable = _is_prunable(source, path, config, exclude) and not (is_head and not config.prune_linear)
+        is_head, own = block.float_output, config.for_layer(path)
+        default_bits = config.first_layer_bits if index == 0 else config.weight_bits
+        bits = own.weight_bits or (config.last_layer_bits if is_head else default_bits)
+        prunable = _is_prunable(source, path, config, exclude, is_head)
         kind = PQKConv2d if isinstance(source, nn.Conv2d) else PQKLinear
         layer = kind(source, bits, prunable, config)  # type: ignore[arg-type]
+        layer.own_sparsity = own.sparsity
         if is_head and config.teacher:
             layer.give_teacher_own_copy(source)
         _replace_module(root, path, layer)
@@ -71,6 +76,10 @@ def _swap_batch_norms(root: nn.Module, plan: Plan, config: PQKConfig) -> None:
             _replace_module(root, path, PQKBatchNorm2d(source, separate))
         elif isinstance(source, nn.BatchNorm1d):
             _replace_module(root, path, PQKBatchNorm1d(source, separate))
+
+
+def _act_bits(block: Block, config: PQKConfig) -> int:
+    return config.for_layer(block.module or "").act_bits or config.act_bits
 
 
 def prepare(
@@ -121,7 +130,7 @@ def prepare(
         raise UnsupportedOperator("the model has no convolution or linear layer")
     _swap_layers(root, plan, config, exclude)
     _swap_batch_norms(root, plan, config)
-    quantizers = {b.quantizer: ActivationQuantizer(config.act_bits, b.never_negative) for b in plan if b.quantizer}
+    quantizers = {b.quantizer: ActivationQuantizer(_act_bits(b, config), b.never_negative) for b in plan if b.quantizer}
     prepared = PreparedModel(root, plan, quantizers).to(example_inputs.device)
     prepared.pqk = PQKController(prepared, config)
     prepared.eval()

@@ -1,0 +1,119 @@
+"""A strict reader of YAML settings: one mapping, no key twice, no aliases or tags; errors name line and column."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+__all__ = ["Place", "read_mapping"]
+
+_MAX_BYTES = 1 << 20
+
+Place = str
+"""``path:line:column: ``, to begin a message with."""
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """PyYAML's safe loader, for which ``1e-3`` is a number, as in YAML 1.2, and not a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_mapping(
+    path: Path, check_key: Callable[[object, Place], None], check_value: Callable[[str, Any, Place], None], depth: int
+) -> dict[str, Any]:
+    """Reads a file of at most 1 MiB.
+
+    Args:
+        path: the file.
+        check_key: called with each key of the outermost mapping as it is met, to refuse it.
+        check_value: called with each of its keys and values.
+        depth: of mappings in mappings; 1 is flat.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is too large, no YAML text or no such mapping, or has a key twice.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"{path}: expected at most {_MAX_BYTES} bytes of YAML, got more")
+    try:
+        return _document(path, _Loader(data), check_key, check_value, depth)
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"{_place(path, error.problem_mark)}{error.problem or error.context}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML text: {error}") from error
+
+
+def _place(path: Path, mark: Any) -> str:
+    return f"{path}:{mark.line + 1}:{mark.column + 1}: " if mark is not None else f"{path}: "
+
+
+def _document(
+    path: Path,
+    loader: _Loader,
+    check_key: Callable[[object, Place], None],
+    check_value: Callable[[str, Any, Place], None],
+    depth: int,
+) -> dict[str, Any]:
+    """Reads events, not nodes: a nested or self-referring document ends at its first wrong event, whatever its size."""
+    loader.get_event()  # stream start
+    if loader.check_event(yaml.StreamEndEvent):
+        raise ValueError(f"{path}:1:1: expected a mapping of settings, got an empty file")
+    loader.get_event()  # document start
+    opening = loader.get_event()
+    if not isinstance(opening, yaml.MappingStartEvent):
+        raise ValueError(f"{_place(path, opening.start_mark)}expected a mapping of settings (key: value)")
+    values = _mapping(path, loader, check_key, check_value, depth)
+    loader.get_event()  # document end
+    rest = loader.get_event()
+    if not isinstance(rest, yaml.StreamEndEvent):
+        raise ValueError(f"{_place(path, rest.start_mark)}expected one document, got a second")
+    return values
+
+
+def _mapping(
+    path: Path,
+    loader: _Loader,
+    check_key: Callable[[object, Place], None],
+    check_value: Callable[[str, Any, Place], None],
+    depth: int,
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    while not loader.check_event(yaml.MappingEndEvent):
+        event = loader.get_event()
+        key, place = _scalar(path, loader, event), _place(path, event.start_mark)
+        check_key(key, place)
+        if key in values:
+            raise ValueError(f"{place}key {key!r} is given twice")
+        value = loader.get_event()
+        if depth > 1 and isinstance(value, yaml.MappingStartEvent) and not value.anchor:
+            values[key] = _mapping(path, loader, _accept, _accept, depth - 1)
+        else:
+            values[key] = _scalar(path, loader, value)
+        check_value(key, values[key], place)
+    loader.get_event()  # mapping end
+    return values
+
+
+def _accept(*_: object) -> None:
+    """Checks nothing: the caller looks at a nested mapping as a whole."""
+
+
+def _scalar(path: Path, loader: _Loader, event: Any) -> Any:
+    place = _place(path, event.start_mark)
+    if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
+        raise ValueError(f"{place}expected a plain value, got a list, a mapping, an alias or a tag")
+    tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+    try:
+        return loader.construct_object(yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark))
+    except ValueError as error:  # such as the date 2001-99-99
+        raise ValueError(f"{place}{error}") from error
