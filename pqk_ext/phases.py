@@ -27,6 +27,7 @@ from pqk_ext.quant import SMALLEST_SCALE
 
 if TYPE_CHECKING:
     from pqk_ext.preparation.model import PreparedModel
+    from pqk_ext.training.parameter_groups import Overrides
 
 __all__ = ["PQKController"]
 
@@ -112,19 +113,33 @@ class PQKController(nn.Module):
         parts = {name: float(value) for name, value in self._metrics.items()}
         return {**parts, "sparsity": self.sparsity, "phase": float(self.phase)}
 
-    def parameter_groups(self, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self,
+        lr: float,
+        weight_decay: float = 0.0,
+        *,
+        decay_norm_and_bias: bool = True,
+        overrides: Overrides | None = None,
+    ) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimizer: weights, and step sizes apart with a small rate and no decay.
 
         Args:
             lr: learning rate of the weights; step sizes get ``config.step_size_lr_factor`` times it.
-            weight_decay: of the weights. Batch norm parameters are decayed too, as in the usual CIFAR recipes.
+            weight_decay: of the weights; by default of batch norm and biases too, as in the usual CIFAR recipes.
+            decay_norm_and_bias: False takes normalization layers and biases out of the decay.
+            overrides: other options for some parameters: ``{r"head\\..*": {"lr": 0.01}}``, or a function of name and
+                parameter; see :func:`pqk_ext.training.parameter_groups.parameter_groups`.
         """
-        scales = {id(p) for p in self._scales()}
-        weights = [p for p in self._model.parameters() if id(p) not in scales]
-        return [
-            {"params": weights, "lr": lr, "weight_decay": weight_decay},
-            {"params": self._scales(), "lr": lr * self.config.step_size_lr_factor, "weight_decay": 0.0},
-        ]
+        from pqk_ext.training.parameter_groups import parameter_groups  # torch users need no training loop
+
+        return parameter_groups(
+            self._model,
+            lr,
+            weight_decay,
+            decay_norm_and_bias=decay_norm_and_bias,
+            overrides=overrides,
+            step_size_lr_factor=self.config.step_size_lr_factor,
+        )
 
     # --- one training step -----------------------------------------------------------------------------------
 
