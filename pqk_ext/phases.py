@@ -52,7 +52,7 @@ class PQKController(nn.Module):
         object.__setattr__(self, "_model", model)
         self.config = config
         self.register_buffer("step_count", torch.tensor(0, dtype=torch.int64))
-        self._step = 0
+        self._go_to(0)
         self._metrics: dict[str, float | Tensor] = {}
         self._kept: list[Tensor] = []
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
@@ -70,12 +70,12 @@ class PQKController(nn.Module):
     @property
     def phase(self) -> int:
         """1 (prune and quantize) or 2 (distil from the teacher inside)."""
-        return 1 if self._step < self.config.phase1_steps else 2
+        return self._phase
 
     @property
     def quantizing(self) -> bool:
         """Whether training uses fake quantization; False during the dense float warm-up."""
-        return self._step >= self.config.warmup_steps
+        return self._quantizing
 
     @property
     def target_sparsity(self) -> float:
@@ -162,9 +162,7 @@ class PQKController(nn.Module):
         if not self._model.training:
             raise RuntimeError("model.pqk.loss needs training mode: call model.train() first")
         if not self.quantizing:
-            last = self._step == self.config.warmup_steps - 1
-            observe = last or self._step % _OBSERVE_INTERVAL == 0
-            loss = criterion(self._model.run(x, Role.FLOAT, observe=observe), y)
+            loss = criterion(self._model.run(x, Role.FLOAT, observe=self._observing), y)
             self._metrics = {"loss": loss.detach(), "student_ce": loss.detach()}
             return loss
         loss = self._quantized_loss(x, y, criterion)
@@ -198,16 +196,15 @@ class PQKController(nn.Module):
         return logits.detach(), take_early(loss, self._model.parameters())
 
     def _dropout_repeated(self, device: torch.device) -> AbstractContextManager[None]:
-        if not any(block.op == "dropout" for block in self._model.plan):
-            return nullcontext()
+        if torch.compiler.is_compiling() or not any(block.op == "dropout" for block in self._model.plan):
+            return nullcontext()  # a compiled graph cannot turn the generator back
         return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
     def _distillation(self, student: Tensor, student_ce: Tensor, teacher: Tensor, teacher_ce: Tensor) -> Tensor:
         c = self.config
-        distilling = self._step >= c.phase1_steps + c.kd_warmup_steps
         loss = c.ce_weight * student_ce + teacher_ce
         self._metrics = {"student_ce": student_ce.detach(), "teacher_ce": teacher_ce.detach()}
-        if distilling and c.kd_weight > 0:
+        if self._distilling and c.kd_weight > 0:
             kd = kl(student, teacher, c.temperature)
             loss = loss + c.kd_weight * kd
             self._metrics["kd"] = kd.detach()
@@ -236,8 +233,17 @@ class PQKController(nn.Module):
             self._begin_phase_2()
 
     def _advance(self) -> None:
-        self._step += 1
+        self._go_to(self._step + 1)
         self.step_count.fill_(self._step)
+
+    def _go_to(self, step: int) -> None:
+        """Sets the step and what the loss wants to know of it, so that a compiled loss need not watch the step."""
+        c = self.config
+        self._step = step
+        self._quantizing = step >= c.warmup_steps
+        self._observing = step == c.warmup_steps - 1 or step % _OBSERVE_INTERVAL == 0
+        self._phase = 1 if step < c.phase1_steps else 2
+        self._distilling = step >= c.phase1_steps + c.kd_warmup_steps
 
     @torch.no_grad()
     def update_masks(self) -> None:
@@ -305,7 +311,7 @@ class PQKController(nn.Module):
 
 def _after_load(module: nn.Module, _: object) -> None:
     assert isinstance(module, PQKController)
-    module._step = int(module.step_count)
+    module._go_to(int(module.step_count))
     module._remember_weights()
     if module.phase == 2 and module.config.step_size == "freeze":
         for scale in module._scales():
