@@ -32,12 +32,12 @@ _EXPORTS = {
     "fit": "pqk_ext.training",
     "share_weights": "pqk_ext.codebook",
 }
-_SUBMODULES = ("codebook", "data", "distill", "errors", "models", "nn", "ops", "prune", "quant", "runtime")
+_SUBMODULES = ("codebook", "data", "diagnostics", "distill", "errors", "models", "nn", "ops", "prune", "quant", "runtime")
 
 __all__ = ["__version__", *_EXPORTS, *_SUBMODULES]
 
 if TYPE_CHECKING:
-    from pqk_ext import codebook, data, distill, errors, models, nn, ops, prune, quant, runtime
+    from pqk_ext import codebook, data, diagnostics, distill, errors, models, nn, ops, prune, quant, runtime
     from pqk_ext._build_info import build_info
     from pqk_ext.codebook import share_weights
     from pqk_ext.config import PQKConfig
