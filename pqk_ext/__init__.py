@@ -29,21 +29,49 @@ _EXPORTS = {
     "coded_sizes": "pqk_ext.entropy",
     "export": "pqk_ext.deploy",
     "assert_parity": "pqk_ext.deploy",
+    "assert_sparsity": "pqk_ext.invariants",
     "fit": "pqk_ext.training",
     "share_weights": "pqk_ext.codebook",
 }
-_SUBMODULES = ("codebook", "data", "diagnostics", "distill", "errors", "models", "nn", "ops", "prune", "quant", "runtime")
+_SUBMODULES = (
+    "codebook",
+    "data",
+    "diagnostics",
+    "distill",
+    "errors",
+    "models",
+    "nn",
+    "ops",
+    "prune",
+    "quant",
+    "runtime",
+    "sensitivity",
+)
 
 __all__ = ["__version__", *_EXPORTS, *_SUBMODULES]
 
 if TYPE_CHECKING:
-    from pqk_ext import codebook, data, diagnostics, distill, errors, models, nn, ops, prune, quant, runtime
+    from pqk_ext import (
+        codebook,
+        data,
+        diagnostics,
+        distill,
+        errors,
+        models,
+        nn,
+        ops,
+        prune,
+        quant,
+        runtime,
+        sensitivity,
+    )
     from pqk_ext._build_info import build_info
     from pqk_ext.codebook import share_weights
     from pqk_ext.config import PQKConfig
     from pqk_ext.deploy import assert_parity, export
     from pqk_ext.entropy import coded_size, coded_sizes
     from pqk_ext.errors import DataError, FormatError
+    from pqk_ext.invariants import assert_sparsity
     from pqk_ext.preparation import prepare
     from pqk_ext.training import fit
 

@@ -48,7 +48,7 @@ def train(
     if optimizer not in ("sgd", "adamw"):
         raise Failure(ExitCode.USAGE, f"--optimizer: expected sgd or adamw, got {optimizer!r}")
     check_json(json)
-    settings = _read_config(config)
+    settings = read_config(config)
     if settings is None and epochs is None:
         raise Failure(ExitCode.USAGE, "--epochs: needed without --config, which else gives the length of the run")
     _check_run_dir(run_dir, resume=resume)
@@ -101,7 +101,7 @@ def _adamw() -> Any:
     return torch.optim.AdamW
 
 
-def _read_config(path: Path | None) -> PQKConfig | None:
+def read_config(path: Path | None) -> PQKConfig | None:
     from pqk_ext.config import PQKConfig
 
     if path is None:
