@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 import paired
 from ways import BASELINE, TITLES, WAYS, Case, Step
 
@@ -79,9 +80,7 @@ def main() -> None:
         key = f"{network}/{case.batch}/{case.sparsity:g}/{options.threads}"
         entry = {"network": network, "batch": case.batch, "sparsity": case.sparsity, "threads": options.threads}
         rounds = {"rounds": options.rounds, "ways": ways}
-        path = paired.merge_results(
-            STEM, "rows", {key: entry | rounds}, torch=torch.__version__, build=build_info()
-        )
+        path = paired.merge_results(STEM, "rows", {key: entry | rounds}, torch=torch.__version__, build=build_info())
     print(path)
 
 
