@@ -46,7 +46,11 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
 # Modules that are slow to import are looked at only if the failed command has imported them already.
 _LATE_CODES = (
     ("pqk_ext.training.errors", "ResumeMismatchError", ExitCode.MISMATCH),
+    ("pqk_ext.training.errors", "CheckpointNotWrittenError", ExitCode.ENVIRONMENT),
     ("pqk_ext.training.errors", "CheckpointError", ExitCode.BAD_FILE),
+    ("pqk_ext.training.errors", "LoaderError", ExitCode.ENVIRONMENT),
+    ("pqk_ext.training.errors", "ProcessLostError", ExitCode.ENVIRONMENT),
+    ("pqk_ext.training.errors", "ProcessesDifferError", ExitCode.USAGE),
     ("pqk_ext.training.errors", "RunLockedError", ExitCode.ENVIRONMENT),
     ("pqk_ext.training.errors", "DivergedError", ExitCode.FAILED),
     ("pqk_ext.preparation", "UnsupportedOperator", ExitCode.USAGE),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pqk_ext.training.errors import (
     CheckpointError,
+    CheckpointNotWrittenError,
     DivergedError,
+    LoaderError,
+    ProcessesDifferError,
+    ProcessLostError,
     ResumeMismatchError,
     RunLockedError,
     TrainingInterrupted,
@@ -13,8 +17,12 @@ from pqk_ext.training.loop import FitResult, fit
 
 __all__ = [
     "CheckpointError",
+    "CheckpointNotWrittenError",
     "DivergedError",
     "FitResult",
+    "LoaderError",
+    "ProcessLostError",
+    "ProcessesDifferError",
     "ResumeMismatchError",
     "RunLockedError",
     "TrainingInterrupted",

@@ -15,7 +15,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from pqk_ext.training.durable import sweep_temporaries, write_durably
-from pqk_ext.training.errors import CheckpointError
+from pqk_ext.training.errors import CheckpointError, CheckpointNotWrittenError
 from pqk_ext.training.packing import pack, unpack
 
 __all__ = ["CheckpointStore", "read_checkpoint", "write_checkpoint"]
@@ -37,7 +37,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     not give equal files.
 
     Raises:
-        CheckpointError: the file system refused; an older file of that name is as it was.
+        CheckpointNotWrittenError: the file system refused; an older file of that name is as it was.
         TypeError: state that cannot be stored.
     """
     tensors: dict[str, torch.Tensor] = {}
@@ -48,7 +48,8 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         write_durably(path, data[:start] + digest.encode() + data[start + 64 :])
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot write the checkpoint: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise CheckpointNotWrittenError(f"{path}: cannot write the checkpoint: {reason}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -173,14 +174,22 @@ class CheckpointStore:
         kept = [other for other in self.steps("step") if other <= step][-_KEPT:]
         for other in self.steps("step"):
             if other < kept[0]:
-                self.path("step", other).unlink()
+                _remove(self.path("step", other))
         self._best_of_step[step] = _best_step(state)
         if not self._best_of_step.keys() >= set(kept):
             return  # a step of an earlier process is kept, and which best file it names is not known here
         best = {self._best_of_step[other] for other in kept}
         for other in self.steps("best"):
             if other not in best and other <= step:
-                self.path("best", other).unlink()
+                _remove(self.path("best", other))
+
+
+def _remove(path: Path) -> None:
+    """The new checkpoint is safe: that an old one cannot be removed is no reason to end a run."""
+    try:
+        path.unlink()
+    except OSError as error:
+        _log.warning("%s: cannot remove the old checkpoint: %s", path, error.strerror)
 
 
 def _best_step(state: dict[str, Any]) -> int | None:

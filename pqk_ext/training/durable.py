@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -14,7 +16,9 @@ from pqk_ext.training.errors import RunLockedError
 
 __all__ = ["RunLock", "sweep_temporaries", "write_durably"]
 
-_TEMPORARY_SUFFIX = ".tmp"
+_TEMPORARY = re.compile(r"step-\d+\.ckpt\.[0-9a-f]{8}\.tmp|best-\d+\.ckpt\.[0-9a-f]{8}\.tmp")
+# Room for this file and the one after it: a run must not be what fills the disk.
+_SPARE_SPACE = 2.2
 _log = logging.getLogger(__name__)
 
 
@@ -27,10 +31,10 @@ def write_durably(path: Path, data: bytes) -> None:
     Raises:
         OSError: no space, no permission, or an input/output error; names the path.
     """
-    free = shutil.disk_usage(path.parent).free
-    if free < len(data):
-        raise OSError(28, f"No space left on device: {len(data)} bytes needed, {free} free", str(path))
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
+    free, needed = shutil.disk_usage(path.parent).free, int(_SPARE_SPACE * len(data))
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed} bytes wanted, {free} free", str(path))
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -58,9 +62,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def sweep_temporaries(directory: Path) -> None:
-    """Removes what killed saves left behind; call it only under the directory's lock."""
-    for path in directory.glob(f"*{_TEMPORARY_SUFFIX}"):
-        path.unlink()
+    """Removes what killed saves left behind, and nothing else; call it only under the directory's lock."""
+    for path in directory.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink()
 
 
 class RunLock:
@@ -73,16 +78,20 @@ class RunLock:
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / "lock"
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            holder = self._read()
         except BlockingIOError:
+            holder = self._read()
             os.close(self._descriptor)
             raise RunLockedError(f"{run_dir}: process {holder or 'unknown'} is training in this directory") from None
         if holder:
             _log.warning("%s: process %s ended without releasing the run; taken over", run_dir, holder)
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def _read(self) -> str:
+        return os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
 
     def forget_in_child(self) -> None:
         """For a forked loader worker: a worker that outlives its parent must not keep the lock."""

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["CheckpointError", "DivergedError", "ResumeMismatchError", "RunLockedError", "TrainingInterrupted"]
+__all__ = [
+    "CheckpointError",
+    "CheckpointNotWrittenError",
+    "DivergedError",
+    "LoaderError",
+    "ProcessLostError",
+    "ProcessesDifferError",
+    "ResumeMismatchError",
+    "RunLockedError",
+    "TrainingInterrupted",
+]
 
 
 class CheckpointError(RuntimeError):
     """No checkpoint of a run directory can be read, or a checkpoint could not be written; the message says which."""
+
+
+class CheckpointNotWrittenError(CheckpointError):
+    """The file system refused a checkpoint; those before it are as they were."""
 
 
 class ResumeMismatchError(RuntimeError):
@@ -21,6 +35,18 @@ class RunLockedError(RuntimeError):
 
 class DivergedError(RuntimeError):
     """Loss or weights became NaN or infinite; the message names step, phase and the last good checkpoint."""
+
+
+class LoaderError(RuntimeError):
+    """A process that loads data was killed; the message names it and the last good checkpoint."""
+
+
+class ProcessLostError(RuntimeError):
+    """One of the processes that train together ended or does not answer; the message names it."""
+
+
+class ProcessesDifferError(RuntimeError):
+    """The processes that train together were started differently, or do not hold the same bits; names what differs."""
 
 
 class TrainingInterrupted(SystemExit):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +66,8 @@ def fit(
     allow_inexact: bool = False,
     checkpoint_seconds: float = 300.0,
     checkpoint_steps: int | None = None,
+    on_full_disk: Literal["stop", "continue"] = "stop",
+    process_timeout: float = 60.0,
     log_every: int = 50,
     tensorboard: bool = True,
     progress: bool = True,
@@ -79,8 +82,10 @@ def fit(
     for TensorBoard if that is installed. The first SIGINT or SIGTERM ends the run after the current step and a
     checkpoint with ``SystemExit(130)`` or ``(143)``; a second one ends the process at once.
 
-    Under ``torchrun``, or with an initialized process group, every process calls ``fit`` with the same arguments;
-    process 0 writes. A batch is then divided among the processes, and batch norm sees each part by itself.
+    Under ``torchrun``, or with an initialized process group, every process calls ``fit`` with the same arguments, which
+    are compared; process 0 writes. A batch is then divided among the processes, and batch norm sees each part by
+    itself. Weights, masks, scales and statistics are the same bits in all of them, which each checkpoint checks. If one
+    is killed or hangs, the others end with an error that names it.
 
     Args:
         model: a prepared model, or a plain one, which is prepared here if there is a config.
@@ -104,21 +109,30 @@ def fit(
         allow_inexact: go on although versions, threads or CPU differ; recorded in later checkpoints.
         checkpoint_seconds: time between checkpoints.
         checkpoint_steps: steps between checkpoints, in addition.
+        on_full_disk: what a checkpoint that cannot be written does (no space, quota, input/output error): end the run,
+            or warn and try again when the next is due. The last one and one after a signal always end it.
+        process_timeout: seconds after which a process that does not answer ends the others.
         log_every: steps between lines of metrics.
         tensorboard: write event files.
         progress: show a bar if stderr is a terminal.
 
     Raises:
-        CheckpointError: no checkpoint is whole, or one could not be written.
+        CheckpointError: no checkpoint is whole, or (``CheckpointNotWrittenError``) one could not be written.
         DivergedError: the loss or a weight is NaN or infinite.
         FileExistsError: ``resume="never"`` and the directory holds a run.
+        LoaderError: a loader process was killed.
+        ProcessLostError: another process of the group ended or hangs.
+        ProcessesDifferError: the processes were started differently, or do not hold the same weights.
         ResumeMismatchError: the run on disk had other settings or data, or another environment.
         RunLockedError: another process trains in the directory.
-        RuntimeError: the processes of a group do not hold the same weights.
         ValueError: an argument outside its range.
     """
     if resume not in ("auto", "never"):
         raise ValueError(f"resume: expected 'auto' or 'never', got {resume!r}")
+    if on_full_disk not in ("stop", "continue"):
+        raise ValueError(f"on_full_disk: expected 'stop' or 'continue', got {on_full_disk!r}")
+    if not process_timeout > 0:
+        raise ValueError(f"process_timeout: expected seconds above 0, got {process_timeout!r}")
     train_batches = Batches(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers)
     val_batches = Batches(val, batch_size, shuffle=False, seed=seed, num_workers=num_workers)
     config, total_steps = _length(model, config, epochs, len(train_batches))
@@ -142,23 +156,41 @@ def fit(
     model = _prepared(model, config, train_batches)
     directory = Path(run_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    group = Group(next(model.parameters()).device)
-    train_batches.share(group.rank, group.size)
-    val_batches.share(group.rank, group.size)
-    lock = RunLock(directory) if group.is_main else None
-    train_batches.worker_init = val_batches.worker_init = lambda: _start_worker(lock)
-    try:
+    with _joined(next(model.parameters()).device, process_timeout) as group, _locked(directory, group) as lock:
+        train_batches.share(group.rank, group.size)
+        val_batches.share(group.rank, group.size)
+        train_batches.worker_init = val_batches.worker_init = lambda: _start_worker(lock)
         trainer = Trainer(model, train_batches, val_batches, settings, directory, group)
         trainer.checkpoint_seconds, trainer.checkpoint_steps = checkpoint_seconds, checkpoint_steps
+        trainer.go_on_unsaved = on_full_disk == "continue"
         with SignalFlag() as stop:
             trainer.begin(fresh=resume == "never", allow_inexact=allow_inexact, tensorboard=tensorboard)
             checkpoint = trainer.run(stop, progress=progress)
             best = trainer.load_best()
+    return FitResult(model.eval(), best["step"], best["accuracy"], checkpoint)
+
+
+@contextlib.contextmanager
+def _joined(device: torch.device, seconds: float) -> Iterator[Group]:
+    """The group; the other processes learn what ended this one."""
+    group = Group(device, seconds)
+    try:
+        yield group
+    except BaseException as error:
+        group.tell_failure(error)
+        raise
+    finally:
+        group.close()
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, group: Group) -> Iterator[RunLock | None]:
+    lock = RunLock(directory) if group.is_main else None
+    try:
+        yield lock
     finally:
         if lock is not None:
             lock.release()
-        group.close()
-    return FitResult(model.eval(), best["step"], best["accuracy"], checkpoint)
 
 
 def _start_worker(lock: RunLock | None) -> None:

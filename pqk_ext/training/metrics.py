@@ -48,8 +48,10 @@ class MetricsLog:
             OSError: the file cannot be written; names it.
         """
         line = {"step": step} | values
+        data = memoryview(json.dumps(line).encode() + b"\n")
         try:
-            self._file.write(json.dumps(line).encode() + b"\n")
+            while data:  # a disk that fills takes a part of it first
+                data = data[self._file.write(data) or 0 :]
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
         if self._writer is not None:

@@ -9,6 +9,7 @@ from types import FrameType, TracebackType
 __all__ = ["SignalFlag", "leave_signals_to_parent"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_WORKER_SECONDS = 10
 
 
 class SignalFlag:
@@ -41,6 +42,11 @@ class SignalFlag:
 
 
 def leave_signals_to_parent() -> None:
-    """For a loader worker: Ctrl-C reaches the whole process group, but only the trainer decides what happens."""
+    """For a loader worker: signals reach the whole process group, but only the trainer decides what happens.
+
+    A worker that ended at once would take the trainer's present step with it. It lives on for as long as a step and a
+    checkpoint may take, and ends sooner when the trainer is done with it, or dead.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_WORKER_SECONDS) and None)

@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import random
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -20,7 +21,14 @@ from torch import Tensor, nn
 from pqk_ext.training.checkpoint import CheckpointStore, read_checkpoint
 from pqk_ext.training.data import Batches, derived_seed, fingerprint
 from pqk_ext.training.environment import describe_environment, random_states, restore_random_states
-from pqk_ext.training.errors import DivergedError, ResumeMismatchError, TrainingInterrupted
+from pqk_ext.training.errors import (
+    CheckpointError,
+    CheckpointNotWrittenError,
+    DivergedError,
+    LoaderError,
+    ResumeMismatchError,
+    TrainingInterrupted,
+)
 from pqk_ext.training.group import Group
 from pqk_ext.training.metrics import MetricsLog, ProgressBar
 from pqk_ext.training.settings import Settings, compare_with_checkpoint
@@ -29,6 +37,7 @@ from pqk_ext.training.signals import SignalFlag
 __all__ = ["Trainer"]
 
 _AUGMENT = 1  # keeps the augmentation's seeds apart from those of the order
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
 _log = logging.getLogger(__name__)
 
 
@@ -40,6 +49,7 @@ class Trainer:
 
     checkpoint_seconds: float = 300.0
     checkpoint_steps: int | None = None
+    go_on_unsaved: bool = False
 
     def __init__(
         self, model: nn.Module, train: Batches, val: Batches, settings: Settings, run_dir: Path, group: Group
@@ -71,11 +81,12 @@ class Trainer:
             "data": {"train": fingerprint(self.train), "val": fingerprint(self.val)},
             "environment": describe_environment(self.device, self.group.size),
         }
+        self._check_processes(allow_inexact)
         step, state = self._load_newest()
         if state is None:
             self.step = self.controller.global_step if self.controller is not None else 0
             self._open_metrics(0, tensorboard)
-            self.group.share_from_main(_tensors(self.model))
+            self.group.share_from_main(_tensors(self.model).values())
             self._seed()
             return
         inexact = compare_with_checkpoint(state["facts"], self.facts, allow_inexact=allow_inexact)
@@ -85,10 +96,34 @@ class Trainer:
             restore_random_states(state["random"][self.group.rank])
         else:
             self._seed()
+        self._check_best(allow_inexact)
         if inexact:
-            note = f"resumed inexactly at step {step}: " + "; ".join(inexact)
-            self._tell("%s: %s", self.run_dir, note)
-            self.progress["notes"].append(note)
+            self._note(f"resumed inexactly at step {step}: " + "; ".join(inexact))
+
+    def _check_processes(self, allow_inexact: bool) -> None:
+        """All processes are to compute the same; what would make a resumed run inexact only, can be allowed."""
+        kinds = [kind for kind in self.facts if kind != "environment" or not allow_inexact]
+        facts = {f"{kind}.{name}": value for kind in kinds for name, value in self.facts[kind].items()}
+        shapes = {
+            f"model.{name}": f"{value.dtype} {tuple(value.shape)}" for name, value in _tensors(self.model).items()
+        }
+        self.group.check_started_alike(facts | shapes)
+
+    def _check_best(self, allow_inexact: bool) -> None:
+        """The best weights are needed at the end: that their file is damaged must not be learnt only then."""
+        if self.best is None:
+            return
+        try:
+            self.store.load_best(self.best["step"])
+        except CheckpointError as error:
+            if not allow_inexact:
+                raise CheckpointError(f"{error}; allow_inexact=True goes on and looks for the best anew") from error
+            self._note(f"the best weights so far were lost: {error}")
+            self.best = None
+
+    def _note(self, text: str) -> None:
+        self._tell("%s: %s", self.run_dir, text)
+        self.progress["notes"].append(text)
 
     def _load_newest(self) -> tuple[int, dict[str, Any] | None]:
         """Process 0 looks for the newest whole checkpoint; the others read the same one."""
@@ -120,7 +155,11 @@ class Trainer:
         self._saved = (step, self.progress["validated_step"])
 
     def save(self) -> Path:
-        """Writes a checkpoint of the present state, unless the last one holds it already."""
+        """Writes a checkpoint of the present state, unless the last one holds it already.
+
+        Raises:
+            CheckpointNotWrittenError: the file system refused; in every process, and all can go on.
+        """
         if self.last_checkpoint is not None and self._saved == (self.step, self.progress["validated_step"]):
             return self.last_checkpoint
         for name, parameter in self.model.named_parameters():
@@ -128,29 +167,42 @@ class Trainer:
                 raise self._diverged(f"{name} has values that are not finite")
         self.group.check_equal(_tensors(self.model))
         states = self.group.all_objects(random_states())
-        if self.group.is_main:
-            self._write(states)
-        self.group.barrier()
+        failure = self.group.from_main(self._write(states) if self.group.is_main else None)
+        if failure is not None:
+            raise CheckpointNotWrittenError(failure)
         self.unsaved_best = None
         self.last_checkpoint = self.store.path("step", self.step)
         self._saved = (self.step, self.progress["validated_step"])
         return self.last_checkpoint
 
-    def _write(self, random_states_of_all: list[Any]) -> None:
-        if self.unsaved_best is not None:
-            assert self.best is not None
-            self.store.save_best(self.best["step"], {"model": self.unsaved_best, "facts": self.facts})
+    def _write(self, random_states_of_all: list[Any]) -> str | None:
+        """Why it could not be written, or None."""
         assert self.metrics is not None
-        state = {
-            "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
-            "random": random_states_of_all,
-            "progress": self.progress,
-            "best": self.best,
-            "metrics_bytes": self.metrics.sync(),
-            "facts": self.facts,
-        }
-        self.store.save(self.step, state)
+        try:
+            if self.unsaved_best is not None:
+                assert self.best is not None
+                self.store.save_best(self.best["step"], {"model": self.unsaved_best, "facts": self.facts})
+            state = {
+                "model": dict(self.model.state_dict()),
+                "optimizer": self.optimizer.state_dict(),
+                "random": random_states_of_all,
+                "progress": self.progress,
+                "best": self.best,
+                "metrics_bytes": self.metrics.sync(),
+                "facts": self.facts,
+            }
+            self.store.save(self.step, state)
+        except (CheckpointNotWrittenError, OSError) as error:
+            return str(error)
+        return None
+
+    def _save_as_scheduled(self) -> None:
+        try:
+            self.save()
+        except CheckpointNotWrittenError as error:
+            if not self.go_on_unsaved:
+                raise
+            self._tell("step %d: %s; training goes on, and the last checkpoint is %s", self.step, error, self._good())
 
     def load_best(self) -> dict[str, Any]:
         """Puts the best weights into the model; gives step and accuracy."""
@@ -179,8 +231,12 @@ class Trainer:
                 if (number := self._signal(stop)) is not None:
                     raise self._interrupted(number)
                 if self._save_due(time.monotonic() - last_save):
-                    self.save()
+                    self._save_as_scheduled()
                     last_save = time.monotonic()
+        except RuntimeError as error:
+            if _LOST_WORKER.search(str(error)) is None:
+                raise
+            raise LoaderError(f"step {self.step}: {error}; last good checkpoint: {self._good()}") from error
         finally:
             bar.close()
             if self.metrics is not None:
@@ -216,7 +272,7 @@ class Trainer:
         """Running statistics always; during the warm-up also the step sizes, which then follow observed ranges."""
         config = self.settings.config
         observing = config is not None and self.step <= config.warmup_steps
-        self.group.share_from_main(_tensors(self.model) if observing else self.model.buffers())
+        self.group.share_from_main(_tensors(self.model).values() if observing else self.model.buffers())
 
     def _log_step(self, loss: float, epoch: int, lr: float) -> None:
         self.progress["loss_sum"] += loss
@@ -251,9 +307,14 @@ class Trainer:
         """Measures the validation data and keeps the weights if they are the best so far; False if a signal came."""
         self.model.eval()
         correct, loss_sum = 0, 0.0
-        for x, y in self.val.epoch(0):
-            if stop.received is not None and self.group.size == 1:
+        batches = self.val.epoch(0)
+        # Processes may have one batch more or less, but ask for signals equally often.
+        for _ in range(-(-len(self.val) // self.group.size)):
+            if self._signal(stop) is not None:
                 return False
+            x, y = next(batches, (None, None))
+            if x is None or y is None:
+                continue
             x, y = x.to(self.device), y.to(self.device)
             logits = self.model(x)
             correct += int((logits.argmax(1) == y).sum())
@@ -285,8 +346,11 @@ class Trainer:
 
     def _diverged(self, what: str) -> DivergedError:
         phase = f", phase {self.controller.phase}" if self.controller is not None else ""
-        good = f"last good checkpoint: {self.last_checkpoint}" if self.last_checkpoint else "no checkpoint yet"
+        good = f"last good checkpoint: {self._good()}"
         return DivergedError(f"training diverged at step {self.step}{phase}: {what}; {good}; try a lower lr")
+
+    def _good(self) -> str:
+        return str(self.last_checkpoint or "none yet")
 
     def _interrupted(self, number: int | None) -> TrainingInterrupted:
         assert number is not None
@@ -299,5 +363,5 @@ class Trainer:
             _log.warning(message, *values)
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [value for value in model.state_dict().values() if isinstance(value, Tensor)]
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}

@@ -212,7 +212,7 @@ def test_nan_stops_naming_step_and_last_good_checkpoint(tmp_path: Path, train: T
 
 
 def test_weights_that_overflow_are_never_saved(tmp_path: Path, train: Train) -> None:
-    with pytest.raises(DivergedError, match="values that are not finite; no checkpoint yet"):
+    with pytest.raises(DivergedError, match="values that are not finite; last good checkpoint: none yet"):
         train(tmp_path, optimizer=lambda groups: _Overflow(groups), checkpoint_steps=1)
     assert not list(tmp_path.glob("*.ckpt"))
 

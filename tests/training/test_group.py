@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -15,9 +16,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import Dataset
 
-from pqk_ext.training import FitResult, TrainingInterrupted
+from pqk_ext.training import FitResult, ProcessesDifferError, ProcessLostError, RunLockedError, TrainingInterrupted
 from pqk_ext.training.checkpoint import read_checkpoint
+from pqk_ext.training.durable import RunLock
 from pqk_ext.training.group import Group
 
 Train = Callable[..., FitResult]
@@ -120,15 +123,19 @@ def test_a_signal_to_one_process_stops_both_and_resume_is_exact(
     assert a["metrics.jsonl"] == b["metrics.jsonl"]
 
 
-def test_one_process_killed_ends_the_other(tmp_path: Path, train: Train, pair: Pair, noise: Any) -> None:
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_process_killed_ends_the_other(tmp_path: Path, train: Train, pair: Pair, noise: Any, killed: int) -> None:
     def run(rank: int) -> None:
-        train(tmp_path / "a", augment=noise(lambda call: os.kill(os.getpid(), 9) if rank == 1 and call == 5 else None))
+        fatal = noise(lambda call: os.kill(os.getpid(), 9) if rank == killed and call == 5 else None)
+        with pytest.raises(ProcessLostError, match=rf"process {killed} \(pid \d+ on .*\) was killed or hangs"):
+            train(tmp_path / "a", augment=fatal, process_timeout=2.0)
+        raise SystemExit(4)
 
     start = time.monotonic()
     codes = _joined(pair(run))
-    assert codes[1] == -signal.SIGKILL
-    assert codes[0] == 1
-    assert time.monotonic() - start < 60
+    assert codes[killed] == -signal.SIGKILL
+    assert codes[1 - killed] == 4
+    assert time.monotonic() - start < 30
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path, train: Train, pair: Pair) -> None:
@@ -158,11 +165,115 @@ def test_nan_in_one_process_ends_both(tmp_path: Path, train: Train, pair: Pair) 
     assert _joined(pair(run)) == [0, 0]
 
 
-def test_different_weights_are_found(pair: Pair) -> None:
+def test_different_weights_are_found_and_named(pair: Pair) -> None:
     def run(rank: int) -> None:
         group = Group(torch.device("cpu"))
-        group.check_equal([torch.ones(3), torch.tensor([True])])
-        with pytest.raises(RuntimeError, match=r"weights of processes \[1\] differ from those of process 0"):
-            group.check_equal([torch.ones(3) + rank])
+        group.check_equal({"a": torch.ones(3), "mask": torch.tensor([True]), "scale": torch.tensor(2.0)})
+        with pytest.raises(ProcessesDifferError, match=r"same bits: scale in process 1 differ from process 0"):
+            group.check_equal({"a": torch.ones(3), "scale": torch.tensor(1.0 + rank)})
+        group.close()
 
     assert _joined(pair(run)) == [0, 0]
+
+
+def test_processes_started_differently_are_refused_before_anything_is_trained(
+    tmp_path: Path, train: Train, pair: Pair, problem: Any
+) -> None:
+    def differently(rank: int) -> None:
+        with pytest.raises(ProcessesDifferError, match=r"settings\.lr is 0\.1 in process 0 and 0\.2 in process 1"):
+            train(tmp_path / "a", lr=0.1 + 0.1 * rank)
+        (x, y), _ = problem
+        with pytest.raises(ProcessesDifferError, match=r"data\.train is '[0-9a-f]{64}' in process 0 and"):
+            train(tmp_path / "a", train=(x + rank, y))
+        network = nn.Sequential(nn.Flatten(), nn.Linear(36, 2, bias=rank == 0))
+        with pytest.raises(ProcessesDifferError, match=r"model\.1\.bias is 'torch.float32 \(2,\)' in process 0"):
+            train(tmp_path / "a", model=network)
+
+    assert _joined(pair(differently)) == [0, 0]
+    assert not list(tmp_path.glob("a/*.ckpt"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_hangs_is_named_and_ends_the_other(
+    tmp_path: Path, train: Train, pair: Pair, noise: Any, rank: int
+) -> None:
+    def run(me: int) -> None:
+        def hang(call: int) -> None:
+            if me == rank and call == 5:
+                time.sleep(100)
+
+        try:
+            train(tmp_path / "a", augment=noise(hang), process_timeout=2.0)
+        except ProcessLostError as error:
+            (tmp_path / "message").write_text(str(error))
+            raise SystemExit(4) from None
+
+    start = time.monotonic()
+    processes = pair(run)
+    processes[1 - rank].join(30)
+    seconds = time.monotonic() - start
+    assert processes[1 - rank].exitcode == 4
+    assert seconds < 20
+    hanging = f"process {rank} (pid {processes[rank].pid} on {socket.gethostname()}) was killed or hangs"
+    assert hanging in (tmp_path / "message").read_text()
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def test_what_ended_one_process_is_told_by_the_other(tmp_path: Path, train: Train, pair: Pair, noise: Any) -> None:
+    def run(rank: int) -> None:
+        def fail(call: int) -> None:
+            if rank == 1 and call == 5:
+                raise KeyError("a label")
+
+        expected = (
+            (KeyError, "a label") if rank else (ProcessLostError, r"process 1 \(pid \d+ .*ended: KeyError: 'a label'")
+        )
+        with pytest.raises(expected[0], match=expected[1]):
+            train(tmp_path / "a", augment=noise(fail))
+
+    assert _joined(pair(run)) == [0, 0]
+
+
+def test_a_directory_in_use_ends_all_processes_and_each_says_why(tmp_path: Path, train: Train, pair: Pair) -> None:
+    lock = RunLock(tmp_path)
+
+    def run(rank: int) -> None:
+        with pytest.raises((RunLockedError, ProcessLostError), match=f"process {os.getppid()} is training in this"):
+            train(tmp_path)
+
+    assert _joined(pair(run)) == [0, 0]
+    lock.release()
+
+
+def test_a_signal_during_validation_stops_both(tmp_path: Path, train: Train, pair: Pair, problem: Any) -> None:
+    class Slow(Dataset[Any]):
+        """Validation data of which a signal comes in the middle, in process 1."""
+
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def __len__(self) -> int:
+            return 96
+
+        def __getitem__(self, index: int) -> Any:
+            if self.rank == 1 and index == 40 and not (tmp_path / "sent").exists():
+                (tmp_path / "sent").touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+            return problem[1][0][index], problem[1][1][index]
+
+    def stopped(rank: int) -> None:
+        with pytest.raises(TrainingInterrupted) as caught:
+            train(tmp_path / "b", val=Slow(rank), epochs=2)
+        assert (caught.value.code, caught.value.step) == (143, 8)
+        assert (tmp_path / "b" / "metrics.jsonl").read_text().count("val_accuracy") == 0
+
+    (tmp_path / "sent").touch()
+    assert _joined(pair(lambda rank: train(tmp_path / "a", val=Slow(rank), epochs=2))) == [0, 0]
+    (tmp_path / "sent").unlink()
+    assert _joined(pair(stopped)) == [0, 0]
+    assert _joined(pair(lambda rank: train(tmp_path / "b", val=Slow(rank), epochs=2))) == [0, 0]
+    a, b = _files(tmp_path / "a"), _files(tmp_path / "b")
+    assert a["step-00000016.ckpt"] == b["step-00000016.ckpt"]
+    assert a["metrics.jsonl"] == b["metrics.jsonl"]
