@@ -33,8 +33,9 @@ struct AnsTable {
 };
 
 // The table for which symbols and table together take the fewest bits. May give shares to symbols without a
-// count, but never to `unused`. At least one symbol must have a count.
-AnsTable ans_table(const HuffmanCounts& counts, int unused = -1);
+// count, but never to `unused`, and, unless it `may_mirror`, to none outside their range. At least one symbol
+// must have a count.
+AnsTable ans_table(const HuffmanCounts& counts, int unused = -1, bool may_mirror = true);
 void write_ans_table(const AnsTable& table, std::vector<uint8_t>& out);
 int64_t ans_table_bits(const AnsTable& table);  // whole bytes
 AnsTable read_ans_table(ByteReader& reader);    // throws E_ANS_TABLE

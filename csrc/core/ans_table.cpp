@@ -138,7 +138,7 @@ int64_t ans_table_bits(const AnsTable& table) {
   return bits + (8 - bits % 8) % 8;
 }
 
-AnsTable ans_table(const HuffmanCounts& counts, int unused) {
+AnsTable ans_table(const HuffmanCounts& counts, int unused, bool may_mirror) {
   AnsTable best;
   double least = INFINITY;
   const auto consider = [&](const HuffmanCounts& wanted, bool mirrored) {
@@ -154,7 +154,7 @@ AnsTable ans_table(const HuffmanCounts& counts, int unused) {
     const HuffmanCounts plain = radius ? smoothed_counts(counts, radius, unused) : counts;
     consider(plain, false);
     // -128 and symbols below it have no mirror image.
-    if (plain[0] == 0) consider(mirrored_counts(plain), true);
+    if (may_mirror && plain[0] == 0) consider(mirrored_counts(plain), true);
   }
   return best;
 }

@@ -27,7 +27,7 @@ GapTable smallest_gap_table(const std::vector<uint32_t>& gaps) {
   GapTable best;
   for (const int escape : kGapEscapes) {
     GapTable each{.escape = escape, .counts = gap_token_counts(gaps, escape)};
-    each.table = ans_table(each.counts);
+    each.table = ans_table(each.counts, -1, false);  // a mirror image would lie above the escape
     each.bits = ans_bits(each.counts, each.table.shares) + static_cast<double>(ans_table_bits(each.table));
     if (each.bits < best.bits) best = each;
   }

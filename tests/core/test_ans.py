@@ -65,6 +65,14 @@ def test_every_instruction_set_decodes_every_number_of_states(codec: str, count:
     np.testing.assert_array_equal(decode(codec, payload, count), values)
 
 
+def test_gaps_of_tiny_layers() -> None:
+    """Few gaps cost least in a mirrored table, whose other half would lie above the escape."""
+    for seed in range(2000):
+        weight = np.random.default_rng(seed).normal(0, 1, (4, 7)).astype(np.int8)
+        payload = np.frombuffer(_core.encode_weight("sparse-ans", weight, 4), np.uint8)
+        np.testing.assert_array_equal(_core.decode_weight("sparse-ans", payload, 28, 4, "w"), weight.reshape(-1))
+
+
 def test_numbers_of_states() -> None:
     """All of 1 to 32 are used, so that the test above covers them."""
     counts = (700, 5_001, 10_003, 20_000, 40_007, 300_031)
