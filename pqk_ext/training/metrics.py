@@ -60,8 +60,15 @@ class MetricsLog:
                     self._writer.add_scalar(name, value, step)
 
     def sync(self) -> int:
-        """Makes the lines durable; gives the file's length for the checkpoint."""
-        os.fsync(self._file.fileno())
+        """Makes the lines durable; gives the file's length for the checkpoint.
+
+        Raises:
+            OSError: the file system refused; names the file.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
