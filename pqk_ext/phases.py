@@ -92,7 +92,7 @@ class PQKController(nn.Module):
     @property
     def sparsity(self) -> float:
         """Share of the prunable weights that the masks set to zero now."""
-        layers = self.prunable_layers()
+        layers = _one_a_weight(self.prunable_layers())
         total = sum(layer.weight_mask.numel() for layer in layers)
         kept = sum(int(layer.weight_mask.sum()) for layer in layers)
         return 1.0 - kept / total if total else 0.0
@@ -232,6 +232,19 @@ class PQKController(nn.Module):
         if self._step == self.config.phase1_steps:
             self._begin_phase_2()
 
+    def synchronize(self) -> None:
+        """Takes over a step count that was written to the buffer, as by a copy that averages another model."""
+        self._go_to(int(self.step_count))
+        if not self._model.training and not self.quantizing:
+            # While warming up nothing keeps the step sizes in line with the weights that they are to quantize.
+            for layer in self.layers():
+                layer.initialize_scale()
+
+    def weights_replaced(self) -> None:
+        """To be called after weights were set from outside: unimportant ones are held at their new values."""
+        self._go_to(int(self.step_count))
+        self._remember_weights()
+
     def _advance(self) -> None:
         self._go_to(self._step + 1)
         self.step_count.fill_(self._step)
@@ -248,7 +261,7 @@ class PQKController(nn.Module):
     @torch.no_grad()
     def update_masks(self) -> None:
         """Ranks the weights and sets the masks to the sparsity that the schedule wants now."""
-        layers = self.prunable_layers()
+        layers = _one_a_weight(self.prunable_layers())
         together = [layer for layer in layers if layer.own_sparsity is None]
         groups = [(together, self.config.sparsity)] if together else []
         groups += [([layer], layer.own_sparsity) for layer in layers if layer.own_sparsity is not None]
@@ -264,6 +277,10 @@ class PQKController(nn.Module):
             )
             for layer, mask in zip(group, masks, strict=True):
                 layer.weight_mask.copy_(mask)
+        of_weight = {id(layer.weight): layer for layer in layers}
+        for layer in self.prunable_layers():
+            if (ranked := of_weight[id(layer.weight)]) is not layer:
+                layer.weight_mask.copy_(ranked.weight_mask)
 
     def _begin_phase_2(self) -> None:
         self.update_masks()
@@ -303,16 +320,22 @@ class PQKController(nn.Module):
         return [q for q in self._model.pqk_quantizers.values() if isinstance(q, ActivationQuantizer)]
 
     def _scales(self) -> list[nn.Parameter]:
-        return [layer.weight_scale for layer in self.layers()] + [q.scale for q in self.quantizers()]
+        scales = [layer.weight_scale for layer in self.layers()] + [q.scale for q in self.quantizers()]
+        return list(dict.fromkeys(scales))  # tied layers share theirs
 
     def extra_repr(self) -> str:
         return f"phase={self.phase}, step={self._step} of {self.config.total_steps}"
 
 
+def _one_a_weight(layers: list[PQKLayer]) -> list[PQKLayer]:
+    """The layers without those that share the weight of an earlier one."""
+    return list({id(layer.weight): layer for layer in reversed(layers)}.values())[::-1]
+
+
 def _after_load(module: nn.Module, _: object) -> None:
     assert isinstance(module, PQKController)
-    module._go_to(int(module.step_count))
-    module._remember_weights()
-    if module.phase == 2 and module.config.step_size == "freeze":
+    module.weights_replaced()
+    module.synchronize()
+    if module.config.step_size == "freeze":
         for scale in module._scales():
-            scale.requires_grad_(False)
+            scale.requires_grad_(module.phase == 1)

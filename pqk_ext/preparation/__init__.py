@@ -16,14 +16,18 @@ from pqk_ext.phases import PQKController
 from pqk_ext.preparation.blocks import Block, Plan
 from pqk_ext.preparation.fuse import build_plan
 from pqk_ext.preparation.model import PreparedModel
+from pqk_ext.preparation.states import add_state_checks
 from pqk_ext.preparation.tracing import UnsupportedOperator, check_example_inputs, trace
 
 __all__ = ["Block", "Plan", "PreparedModel", "UnsupportedOperator", "prepare"]
 
 
 def _replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)
+    """Under every name that it has."""
+    source = root.get_submodule(path)
+    for name in [name for name, other in root.named_modules(remove_duplicate=False) if other is source]:
+        parent, _, leaf = name.rpartition(".")
+        setattr(root.get_submodule(parent), leaf, module)
 
 
 def _weighted_blocks(plan: Plan) -> list[Block]:
@@ -44,27 +48,56 @@ def _is_prunable(
 def _swap_layers(root: nn.Module, plan: Plan, config: PQKConfig, exclude: Sequence[str]) -> None:
     blocks = _weighted_blocks(plan)
     paths = [str(block.module) for block in blocks]
-    repeated = {path for path in paths if paths.count(path) > 1}
-    if repeated:
-        raise UnsupportedOperator(f"a layer may be used once in forward, found several uses of {sorted(repeated)}")
     unknown = set(exclude) - set(paths)
     if unknown:
         raise ValueError(f"exclude: {sorted(unknown)} are not layers of the model; its layers are {paths}")
     for pattern in config.layers:
         if not any(re.fullmatch(pattern, path) for path in paths):
             raise ValueError(f"layers: {pattern!r} matches no layer of the model; its layers are {paths}")
-    for index, (block, path) in enumerate(zip(blocks, paths, strict=True)):
-        source = root.get_submodule(path)
+    for tied in _by_weight(root, paths):
+        _swap_tied(root, [(blocks[i], i == 0) for i in tied], config, exclude)
+
+
+def _by_weight(root: nn.Module, paths: list[str]) -> list[list[int]]:
+    """Indices of the calls that use one weight: nearly always one call each."""
+    groups: dict[int, list[int]] = {}
+    for index, path in enumerate(paths):
+        groups.setdefault(id(root.get_submodule(path).weight), []).append(index)
+    return list(groups.values())
+
+
+def _swap_tied(root: nn.Module, calls: list[tuple[Block, bool]], config: PQKConfig, exclude: Sequence[str]) -> None:
+    """Replaces the layers of one weight, and lets them share its step sizes as well.
+
+    Args:
+        calls: blocks that use the weight, and whether each is the first of the network.
+    """
+    uses: dict[str, set[tuple[type[nn.Module], int, float | None]]] = {}
+    prunable, heads = True, set()
+    for block, is_first in calls:
+        path = str(block.module)
+        source, own = root.get_submodule(path), config.for_layer(path)
         assert isinstance(source, nn.Conv2d | nn.Linear)
-        is_head, own = block.float_output, config.for_layer(path)
-        default_bits = config.first_layer_bits if index == 0 else config.weight_bits
-        bits = own.weight_bits or (config.last_layer_bits if is_head else default_bits)
-        prunable = _is_prunable(source, path, config, exclude, is_head)
+        default_bits = config.first_layer_bits if is_first else config.weight_bits
+        bits = own.weight_bits or (config.last_layer_bits if block.float_output else default_bits)
+        uses.setdefault(path, set()).add((type(source), bits, own.sparsity))
+        prunable &= _is_prunable(source, path, config, exclude, block.float_output)
+        if block.float_output:
+            heads.add(path)
+    kinds = set().union(*uses.values())
+    if len(kinds) > 1:
+        found = "; ".join(f"{t.__name__} of {b} bits, sparsity {s}" for t, b, s in sorted(kinds, key=str))
+        raise UnsupportedOperator(f"{sorted(uses)}: one weight cannot be that of different layers: {found}")
+    ((_, bits, sparsity),) = kinds
+    scale: nn.Parameter | None = None
+    for path in uses:
+        source = root.get_submodule(path)
         kind = PQKConv2d if isinstance(source, nn.Conv2d) else PQKLinear
         layer = kind(source, bits, prunable, config)  # type: ignore[arg-type]
-        layer.own_sparsity = own.sparsity
-        if is_head and config.teacher:
-            layer.give_teacher_own_copy(source)
+        layer.own_sparsity = sparsity
+        layer.weight_scale = scale = scale if scale is not None else layer.weight_scale
+        if path in heads and config.teacher:
+            layer.give_teacher_own_copy(source)  # type: ignore[arg-type]
         _replace_module(root, path, layer)
 
 
@@ -133,6 +166,8 @@ def prepare(
     quantizers = {b.quantizer: ActivationQuantizer(_act_bits(b, config), b.never_negative) for b in plan if b.quantizer}
     prepared = PreparedModel(root, plan, quantizers).to(example_inputs.device)
     prepared.pqk = PQKController(prepared, config)
+    add_state_checks(prepared)
+    prepared.float_names = tuple(model.state_dict())
     prepared.eval()
     with torch.no_grad():
         prepared.run(example_inputs, Role.FLOAT, observe=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from pqk_ext.nn import ActivationQuantizer, PQKLayer, Role
 from pqk_ext.nn.batch_norm import RoleBatchNorm
 from pqk_ext.phases import PQKController
 from pqk_ext.preparation.blocks import Block, Plan
+from pqk_ext.preparation.states import check_is_prepared, float_state_dict, load_float_weights
 
 __all__ = ["PreparedModel"]
 
@@ -22,6 +24,7 @@ _LOOKUPS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish": F.hardswish,
     "hardsigmoid": F.hardsigmoid,
 }
+_OWN_NAMES = ("float_names", "plan", "pqk", "pqk_quantizers")
 
 
 class PreparedModel(nn.Module):
@@ -35,14 +38,23 @@ class PreparedModel(nn.Module):
         pqk: the controller of the phases: ``model.pqk.loss(x, y)``, ``model.pqk.step()``.
         plan: the blocks that training, evaluation and export share.
         quantizers: activation quantizers by block.
+        float_names: the names in the original model's state dict.
     """
 
     def __init__(self, root: nn.Module, plan: Plan, quantizers: dict[str, ActivationQuantizer]) -> None:
         from pqk_ext.deploy.evaluate import IntegerEvaluation  # deploy imports this package
 
         super().__init__()
-        for name, child in root.named_children():
+        # Not named_children: a module under two names keeps both.
+        for name, child in root._modules.items():
+            if hasattr(self, name) or name in _OWN_NAMES:
+                raise ValueError(f"the model calls a submodule {name!r}, a name that prepared models use themselves")
             self.add_module(name, child)
+        for name, parameter in root._parameters.items():
+            self.register_parameter(name, parameter)
+        for name, buffer in root._buffers.items():
+            self.register_buffer(name, buffer, name not in root._non_persistent_buffers_set)
+        self.float_names: tuple[str, ...] = ()
         self.plan = plan
         self.pqk_quantizers = nn.ModuleDict(quantizers)
         self._integer = IntegerEvaluation()
@@ -53,11 +65,39 @@ class PreparedModel(nn.Module):
         """Switches between training and integer evaluation."""
         self._integer.forget()
         super().train(mode)
-        if not mode and not self.pqk.quantizing:
-            # While warming up nothing keeps the step sizes in line with the weights that they are to quantize.
-            for layer in self.pqk.layers():
-                layer.initialize_scale()
+        self.pqk.synchronize()
         return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch, from the state of a prepared model; plain float weights: :meth:`load_float_weights`."""
+        if strict:
+            check_is_prepared(state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def float_state_dict(self, *, pruned: bool = True) -> dict[str, Tensor]:
+        """The student's float weights, biases and batch norms, under the names of the original model.
+
+        Args:
+            pruned: zeros where the masks say so; False gives also the weights that only the teacher uses.
+        """
+        return float_state_dict(self, pruned=pruned)
+
+    def load_float_weights(self, state_dict: Mapping[str, Tensor], *, calibration: Any, strict: bool = True) -> None:
+        """Replaces weights, biases and batch norms by those of a plain model, and sets all step sizes anew.
+
+        Masks and step count stay; the teacher's own batch norms and head start from the new values too. (The state of
+        a prepared model goes through ``load_state_dict``, as usual.)
+
+        Args:
+            state_dict: of the original model, or of one with the same names and shapes.
+            calibration: data to choose activation ranges from: one float32 batch, batches, or a ``DataLoader``.
+            strict: whether the names must be exactly those of the original model; False skips others.
+
+        Raises:
+            RuntimeError: missing or unexpected names, or a tensor of another shape; the model is then as it was.
+            ValueError: no calibration batch, or values that are not finite.
+        """
+        load_float_weights(self, state_dict, calibration=calibration, strict=strict)
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits of the student (training) or of the integer network (evaluation)."""

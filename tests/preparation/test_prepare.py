@@ -159,12 +159,11 @@ def test_exclude_keeps_a_layer_dense() -> None:
         (Net(lambda m, x: m.a(x) * 2.0, a=conv()), "node 'mul'.*operator mul is not supported"),
         (Net(lambda m, x: m.a(x), a=conv(padding_mode="reflect")), "node 'a'.*padding_mode must be 'zeros'"),
         (Net(lambda m, x: m.b(m.a(x)), a=conv(), b=nn.InstanceNorm2d(4)), "InstanceNorm2d are not supported"),
-        (Net(lambda m, x: m.a(m.a(x)), a=conv(3, 3)), r"used once in forward.*\['a'\]"),
         (Net(lambda m, x: m.a(x).mean(1), a=conv()), "mean is supported over the two image dimensions"),
         (Net(lambda m, x: torch.relu(x)), "no convolution or linear layer"),
         (Net(lambda m, x: (m.a(x), x), a=conv()), "one output tensor is expected, got tuple"),
     ],
-    ids=["branch", "mul", "padding_mode", "instance_norm", "reuse", "mean", "empty", "tuple"],
+    ids=["branch", "mul", "padding_mode", "instance_norm", "mean", "empty", "tuple"],
 )
 def test_what_the_engine_lacks_is_named(net: nn.Module, message: str) -> None:
     with pytest.raises(UnsupportedOperator, match=message):
