@@ -40,6 +40,9 @@ def train(
     momentum: Annotated[float, typer.Option("--momentum")] = 0.9,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load data.")] = 0,
+    diagnose_every: Annotated[
+        int, typer.Option("--diagnose-every", min=0, help="Steps between diagnoses for pqk report; 0: none.")
+    ] = 100,
     json: JsonPath = None,
 ) -> None:
     """Train a network; stopped at any time, it goes on with --resume and ends with the same bits."""
@@ -71,6 +74,7 @@ def train(
         optimizer=_adamw() if optimizer == "adamw" else None,
         seed=seed,
         num_workers=workers,
+        diagnose_every=diagnose_every,
         resume="auto" if resume else "never",
         allow_inexact=allow_inexact,
     )

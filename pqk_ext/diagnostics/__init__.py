@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from pqk_ext.diagnostics.activations import diagnose_activation
 from pqk_ext.diagnostics.diagnose import diagnose, gradient_norms, step_sizes
-from pqk_ext.diagnostics.forward import Step, important_weights, logits, quantized_weights, undisturbed, walk
+from pqk_ext.diagnostics.forward import (
+    Step,
+    important_weights,
+    logits,
+    named_layers,
+    quantized_weights,
+    undisturbed,
+    walk,
+)
 from pqk_ext.diagnostics.measures import code_counts, entropy_bits, sqnr_db
 from pqk_ext.diagnostics.records import ActivationDiagnosis, Agreement, Diagnosis, LayerDiagnosis
 from pqk_ext.diagnostics.weights import diagnose_layer, weight_codes
@@ -26,6 +34,7 @@ __all__ = [
     "gradient_norms",
     "important_weights",
     "logits",
+    "named_layers",
     "quantized_weights",
     "sqnr_db",
     "step_sizes",

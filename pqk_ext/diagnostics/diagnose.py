@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,7 @@ from pqk_ext.diagnostics.records import ActivationDiagnosis, Agreement, Diagnosi
 from pqk_ext.diagnostics.weights import diagnose_layer
 from pqk_ext.distill.kl import kl
 from pqk_ext.nn import ActivationQuantizer, Role
-
-if TYPE_CHECKING:
-    from pqk_ext.preparation import PreparedModel
+from pqk_ext.preparation import PreparedModel
 
 __all__ = ["diagnose", "gradient_norms", "step_sizes"]
 
@@ -40,8 +37,6 @@ def diagnose(
         TypeError: ``model`` is not prepared.
         ValueError: an empty batch.
     """
-    from pqk_ext.preparation import PreparedModel  # which imports half of the package
-
     if not isinstance(model, PreparedModel):
         raise TypeError(f"model: expected one made by pqk_ext.prepare, got {type(model).__name__}")
     if x.shape[0] == 0:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Container, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from pqk_ext.nn import ActivationQuantizer, PQKLayer, Role
-from pqk_ext.preparation.blocks import Block
-
-if TYPE_CHECKING:
-    from pqk_ext.preparation import PreparedModel
+from pqk_ext.preparation import Block, PreparedModel
 
 __all__ = ["Step", "important_weights", "logits", "named_layers", "quantized_weights", "undisturbed", "walk"]
 

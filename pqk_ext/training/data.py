@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate, get_worker_info
 
 __all__ = ["Augment", "Batches", "derived_seed", "fingerprint"]
 
@@ -109,6 +109,16 @@ class Batches:
     def first_inputs(self) -> Tensor:
         """Inputs of the first batch of epoch 0."""
         return next(iter(self.epoch(0)))[0]
+
+    def samples(self, count: int) -> Batch:
+        """Up to ``count`` samples, spread evenly over the whole data set; the same each time, in every process."""
+        chosen = torch.linspace(0, self.size - 1, min(count, self.size), dtype=torch.float64).long()
+        if isinstance(self.dataset, TensorDataset):
+            x, y = self.dataset.tensors
+            return x[chosen], y[chosen]
+        samples = _SeededSamples(self.dataset, derived_seed(self.seed, 0))
+        x, y = default_collate([samples[index] for index in chosen.tolist()])
+        return x, y
 
     def _loader(self, epoch: int, batches: list[list[int]]) -> DataLoader[Batch]:
         def start_worker(_: int) -> None:

@@ -69,6 +69,7 @@ def fit(
     on_full_disk: Literal["stop", "continue"] = "stop",
     process_timeout: float = 60.0,
     log_every: int = 50,
+    diagnose_every: int = 100,
     tensorboard: bool = True,
     progress: bool = True,
 ) -> FitResult:
@@ -78,8 +79,9 @@ def fit(
     arguments, and ends with the same bits as one that was never stopped (on the CPU, with equal versions and thread
     count; what differs is an error that names it). The global random generators are seeded with ``seed``.
 
-    ``run_dir`` gets ``metrics.jsonl``, checkpoints (safetensors; the last two and the best), a lock, and event files
-    for TensorBoard if that is installed. The first SIGINT or SIGTERM ends the run after the current step and a
+    ``run_dir`` gets ``metrics.jsonl``, with PQK ``diagnostics.jsonl`` (:func:`pqk_ext.diagnostics.diagnose` of 64
+    validation samples), checkpoints (safetensors; the last two and the best), a lock, and event files for TensorBoard
+    if that is installed. The first SIGINT or SIGTERM ends the run after the current step and a
     checkpoint with ``SystemExit(130)`` or ``(143)``; a second one ends the process at once.
 
     Under ``torchrun``, or with an initialized process group, every process calls ``fit`` with the same arguments, which
@@ -113,6 +115,7 @@ def fit(
             or warn and try again when the next is due. The last one and one after a signal always end it.
         process_timeout: seconds after which a process that does not answer ends the others.
         log_every: steps between lines of metrics.
+        diagnose_every: steps from one diagnosis to the next, at least; they follow validations. 0: none.
         tensorboard: write event files.
         progress: show a bar if stderr is a terminal.
 
@@ -150,6 +153,7 @@ def fit(
         augment=augment,
         seed=seed,
         log_every=log_every,
+        diagnose_every=diagnose_every,
     )
     if device is not None:
         model.to(device)

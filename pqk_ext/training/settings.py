@@ -40,6 +40,7 @@ class Settings:
     augment: Augment | None
     seed: int
     log_every: int
+    diagnose_every: int
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "log_every"):
@@ -49,8 +50,9 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected a number in [0, inf), got {value!r}")
-        if type(self.seed) is not int or self.seed < 0:
-            raise ValueError(f"seed: expected an integer of at least 0, got {self.seed!r}")
+        for name in ("seed", "diagnose_every"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected an integer of at least 0, got {getattr(self, name)!r}")
 
     def lr_factor(self, step: int) -> float:
         """Factor of every group's learning rate at ``step``; the schedule starts anew with phase 2."""
@@ -58,6 +60,13 @@ class Settings:
         if step < phase1:
             return self.schedule(step / phase1)
         return self.phase2_lr_factor * self.schedule((step - phase1) / max(1, self.total_steps - phase1))
+
+    def diagnosis_due(self, step: int) -> bool:
+        """Whether the validation after ``step`` steps is one with a diagnosis: the last one always."""
+        if self.diagnose_every == 0:
+            return False
+        last_validation = (step - 1) // self.steps_per_epoch * self.steps_per_epoch
+        return step == self.total_steps or step // self.diagnose_every > last_validation // self.diagnose_every
 
     def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """The given factory's optimizer, or SGD with Nesterov momentum; step sizes are a group of their own."""

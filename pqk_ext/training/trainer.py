@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pqk_ext.training.checkpoint import CheckpointStore, read_checkpoint
 from pqk_ext.training.data import Batches, derived_seed, fingerprint
+from pqk_ext.training.diagnostics_log import DiagnosticsLog
 from pqk_ext.training.environment import describe_environment, random_states, restore_random_states
 from pqk_ext.training.errors import (
     CheckpointError,
@@ -85,13 +86,13 @@ class Trainer:
         step, state = self._load_newest()
         if state is None:
             self.step = self.controller.global_step if self.controller is not None else 0
-            self._open_metrics(0, tensorboard)
+            self._open_metrics({"metrics_bytes": 0}, tensorboard)
             self.group.share_from_main(_tensors(self.model).values())
             self._seed()
             return
         inexact = compare_with_checkpoint(state["facts"], self.facts, allow_inexact=allow_inexact)
         self._restore(step, state)
-        self._open_metrics(state["metrics_bytes"], tensorboard)
+        self._open_metrics(state, tensorboard)
         if self.group.size == len(state["random"]):
             restore_random_states(state["random"][self.group.rank])
         else:
@@ -133,10 +134,13 @@ class Trainer:
             return 0, None
         return step, loaded[1] if loaded else read_checkpoint(self.store.path("step", step))
 
-    def _open_metrics(self, length: int, tensorboard: bool) -> None:
+    def _open_metrics(self, state: dict[str, Any], tensorboard: bool) -> None:
         self.metrics: MetricsLog | None = None
+        self.diagnostics: DiagnosticsLog | None = None
         if self.group.is_main:
-            self.metrics = MetricsLog(self.run_dir, length, self.step, tensorboard=tensorboard)
+            self.metrics = MetricsLog(self.run_dir, state["metrics_bytes"], self.step, tensorboard=tensorboard)
+        if self.group.is_main and self.controller is not None and self.settings.diagnose_every:
+            self.diagnostics = DiagnosticsLog(self.run_dir, self.model, self.val, state.get("diagnostics"))
 
     def _seed(self) -> None:
         seed = derived_seed(self.settings.seed, self.group.rank)
@@ -189,6 +193,7 @@ class Trainer:
                 "progress": self.progress,
                 "best": self.best,
                 "metrics_bytes": self.metrics.sync(),
+                "diagnostics": self.diagnostics.state() if self.diagnostics is not None else None,
                 "facts": self.facts,
             }
             self.store.save(self.step, state)
@@ -241,6 +246,8 @@ class Trainer:
             bar.close()
             if self.metrics is not None:
                 self.metrics.close()
+            if self.diagnostics is not None:
+                self.diagnostics.close()
 
     def _train_step(self, epoch: int, batch: int, x: Tensor, y: Tensor) -> float:
         settings, controller = self.settings, self.controller
@@ -262,6 +269,8 @@ class Trainer:
         self.optimizer.step()
         if controller is not None:
             controller.step()
+        if self.diagnostics is not None:
+            self.diagnostics.after_step()
         self.optimizer.zero_grad()
         self._share_what_has_no_gradient()
         self.step += 1
@@ -324,6 +333,8 @@ class Trainer:
         if not math.isfinite(loss):
             raise self._diverged(f"the validation loss is {loss}")
         self._write_metrics({"val_loss": loss, "val_accuracy": accuracy})
+        if self.diagnostics is not None and self.metrics is not None and self.settings.diagnosis_due(self.step):
+            self.diagnostics.write(self.metrics)
         self.progress["validated_step"] = self.step
         if self._may_be_best() and (self.best is None or accuracy > self.best["accuracy"]):
             self.best = {"step": self.step, "accuracy": accuracy, "loss": loss}

@@ -47,7 +47,7 @@ def _network() -> nn.Module:
 def train_pqk(train: Train) -> Train:
     def run(run_dir: Path, config: PQKConfig = CONFIG, **changes: Any) -> FitResult:
         arguments: dict[str, Any] = {"model": _network(), "config": config, "epochs": None, "log_every": 4}
-        return train(run_dir, **arguments | {"checkpoint_steps": 5} | changes)
+        return train(run_dir, **arguments | {"checkpoint_steps": 5, "diagnose_every": 10} | changes)
 
     return run
 
@@ -98,7 +98,7 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(
     expected = train_pqk(tmp_path / "a")
     _stopped_and_resumed(train_pqk, tmp_path / "b", noise, steps, CONFIG)
     a, b = _files(tmp_path / "a"), _files(tmp_path / "b")
-    for name in (expected.checkpoint.name, f"best-{expected.best_step:08d}.ckpt", "metrics.jsonl"):
+    for name in (expected.checkpoint.name, f"best-{expected.best_step:08d}.ckpt", "metrics.jsonl", "diagnostics.jsonl"):
         assert a[name] == b[name], name
 
 
@@ -122,6 +122,7 @@ def test_every_arm_resumes_exactly(tmp_path: Path, train_pqk: Train, noise: Any,
     a, b = _files(tmp_path / "a"), _files(tmp_path / "b")
     assert a["step-00000048.ckpt"] == b["step-00000048.ckpt"]
     assert a["metrics.jsonl"] == b["metrics.jsonl"]
+    assert a["diagnostics.jsonl"] == b["diagnostics.jsonl"]
 
 
 def test_killed_at_random_equals_uninterrupted(tmp_path: Path, train_pqk: Train, noise: Any, child: Start) -> None:
