@@ -234,6 +234,8 @@ class PQKController(nn.Module):
 
     def synchronize(self) -> None:
         """Takes over a step count that was written to the buffer, as by a copy that averages another model."""
+        if self.step_count.is_meta:
+            return
         self._go_to(int(self.step_count))
         if not self._model.training and not self.quantizing:
             # While warming up nothing keeps the step sizes in line with the weights that they are to quantize.

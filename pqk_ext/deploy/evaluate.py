@@ -9,19 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pqk_ext.deploy.lower import lower
 from pqk_ext.runtime.graph import Graph, Node, Value
 
-if TYPE_CHECKING:
-    from pqk_ext.preparation.model import PreparedModel
-
-__all__ = ["IntegerEvaluation", "TorchGraph"]
+__all__ = ["TorchGraph"]
 
 _EXACT_FLOAT32 = 2**24
 
@@ -67,9 +63,10 @@ class TorchGraph:
         if tuple(input.shape[1:]) != self.graph.input.shape:
             raise ValueError(f"input must have shape (N, *{self.graph.input.shape}), got {tuple(input.shape)}")
         values = [input]
-        for step in self._steps:
-            run = _NATIVE.get(step.node.op) if self.native else None
-            values.append((run or _RUN[step.node.op])(step, *(values[i] for i in step.node.inputs)))
+        with torch.autocast(input.device.type, enabled=False):  # in bfloat16 the sums would not be exact
+            for step in self._steps:
+                run = _NATIVE.get(step.node.op) if self.native else None
+                values.append((run or _RUN[step.node.op])(step, *(values[i] for i in step.node.inputs)))
         return values[-1]
 
 
@@ -103,7 +100,9 @@ def _zero_point(step: _Step, slot: int = 0) -> int:
 
 
 def _quantize(step: _Step, x: Tensor) -> Tensor:
-    if bool(torch.isnan(x).any()):
+    if torch.compiler.is_compiling():
+        torch._assert_async(~torch.isnan(x).any(), "input must not contain NaN")
+    elif bool(torch.isnan(x).any()):
         at = int(torch.isnan(x).flatten().nonzero()[0])
         raise ValueError(f"input must not contain NaN, found one at flat index {at}")
     scale = _scalar(step.node.value.scale, x)
@@ -274,28 +273,3 @@ _RUN: dict[str, Callable[..., Tensor]] = {
     "softmax": _softmax,
 }
 _NATIVE: dict[str, Callable[..., Tensor]] = {"conv2d": _native_conv2d, "linear": _native_linear}
-
-
-class IntegerEvaluation:
-    """Lowers a prepared model when its parameters have changed, and runs the result."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Drops the lowered graph; the next call lowers anew."""
-        self._key: tuple[tuple[int, int], ...] | None = None
-        self._graph: TorchGraph | None = None
-
-    def __call__(self, model: PreparedModel, input: Tensor) -> Tensor:
-        key = tuple((t.data_ptr(), t._version) for t in model.state_dict(keep_vars=True).values())
-        if self._graph is None or key != self._key:
-            self._graph = TorchGraph(lower(model), input.device)
-            self._key = key
-        return self._graph(input)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.forget()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
+from pqk_ext.ops._transforms import transforms_active, with_gradients
 
 __all__ = ["fake_quantize"]
 
@@ -67,7 +68,9 @@ def fake_quantize(
     learns = has_gradient and (scale.requires_grad or zero_point.requires_grad)
     straight_through = has_gradient and not learns and input.requires_grad
     output: Tensor
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if transforms_active():
+        output = _transformable(*args, grad_scale)
+    elif torch.compiler.is_compiling():
         if straight_through:
             output = torch.ops.pqk.fake_quantize_ste(*args)[0]
         else:
@@ -225,6 +228,36 @@ def fake_quantize_reference(
     codes = ((wide * inv_scale).round() + offset).clamp(quant_min, quant_max)
     values = ((codes - offset) * _spread(scale.detach(), input, axis)).to(input.dtype)
     return values if mask is None else torch.where(mask, values, 0.0)
+
+
+def _transformable(
+    input: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None,
+    mask: Tensor | None,
+    grad_scale: float,
+) -> Tensor:
+    """The same bits and first derivatives, by operators that ``torch.func`` can transform; the second are 0."""
+    values = fake_quantize_reference(
+        input, scale, zero_point, quant_min=quant_min, quant_max=quant_max, axis=axis, mask=mask
+    )
+    offset = _spread(zero_point.detach().round().to(scale.dtype), input, axis)
+    ratio = input.detach().to(scale.dtype) * _spread(torch.ones_like(scale) / scale.detach(), input, axis)
+    codes = ratio.round() + offset
+    counts = ~ratio.isnan() if mask is None else mask & ~ratio.isnan()
+    inside = (quant_min <= codes) & (codes <= quant_max)
+    of_scale = torch.where(inside, ratio.round() - ratio, codes.clamp(quant_min, quant_max) - offset)
+    terms = [
+        ((inside & counts).to(input.dtype), input),
+        (torch.where(counts, of_scale, 0.0) * grad_scale, _spread(scale, input, axis)),
+    ]
+    if zero_point.is_floating_point():
+        of_zero_point = torch.where(counts & ~inside, -_spread(scale.detach(), input, axis), 0.0)
+        terms.append((of_zero_point * grad_scale, _spread(zero_point, input, axis)))
+    return with_gradients(values, terms)
 
 
 def _samples() -> Iterator[Sample]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pqk_ext.ops._sparse import pair
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
+from pqk_ext.ops._transforms import transforms_active
+from pqk_ext.ops.masked_weight import masked_weight_reference
 
 __all__ = ["masked_conv2d"]
 
@@ -49,7 +51,9 @@ def masked_conv2d(
     """
     args = (input, weight, mask, bias, pair(stride), pair(padding), pair(dilation), groups)
     output: Tensor
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if transforms_active():
+        output = torch.nn.functional.conv2d(input, masked_weight_reference(weight, mask), bias, *args[4:])
+    elif torch.compiler.is_compiling():
         output = torch.ops.pqk.masked_conv2d(*args)
     else:
         output = _EagerMaskedConv2d.apply(*args)  # type: ignore[no-untyped-call]

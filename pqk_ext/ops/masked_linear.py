@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
+from pqk_ext.ops._transforms import transforms_active
+from pqk_ext.ops.masked_weight import masked_weight_reference
 
 __all__ = ["masked_linear"]
 
@@ -35,7 +37,9 @@ def masked_linear(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | No
     """
     args = (input, weight, mask, bias)
     output: Tensor
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if transforms_active():
+        output = torch.nn.functional.linear(input, masked_weight_reference(weight, mask), bias)
+    elif torch.compiler.is_compiling():
         output = torch.ops.pqk.masked_linear(*args)
     else:
         output = _EagerMaskedLinear.apply(*args)  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
+from pqk_ext.ops._transforms import transforms_active
 
 __all__ = ["masked_weight"]
 
@@ -28,6 +29,8 @@ def masked_weight(weight: Tensor, mask: Tensor) -> Tensor:
     Raises:
         RuntimeError: a wrong dtype or shape.
     """
+    if transforms_active():
+        return masked_weight_reference(weight, mask)
     output: Tensor = torch.ops.pqk.masked_weight(weight, mask)
     return output
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
+from pqk_ext.ops._transforms import transforms_active
 
 __all__ = ["soft_histogram"]
 
@@ -47,7 +48,7 @@ def soft_histogram(
     Raises:
         RuntimeError: an argument of the wrong dtype, shape or range; the message names it.
     """
-    if input.device.type != "cpu" or input.dtype != torch.float32:
+    if input.device.type != "cpu" or input.dtype != torch.float32 or transforms_active():
         return soft_histogram_reference(input, scale, quant_max=quant_max, mask=mask, grad_scale=grad_scale)
     counts: Tensor = torch.ops.pqk.soft_histogram(input, scale, quant_max, mask, grad_scale)
     return counts

@@ -151,6 +151,11 @@ def prepare(
         raise TypeError("model is prepared already")
     if not isinstance(config, PQKConfig):
         raise TypeError(f"config must be a PQKConfig, got {type(config).__name__}")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(f"model: {name} is on the meta device; prepare a model that has its weights")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise TypeError(f"model: {name} must be float32, got {tensor.dtype}")
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             raise ValueError(

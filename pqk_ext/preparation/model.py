@@ -42,7 +42,7 @@ class PreparedModel(nn.Module):
     """
 
     def __init__(self, root: nn.Module, plan: Plan, quantizers: dict[str, ActivationQuantizer]) -> None:
-        from pqk_ext.deploy.evaluate import IntegerEvaluation  # deploy imports this package
+        from pqk_ext.deploy.evaluation import IntegerEvaluation  # deploy imports this package
 
         super().__init__()
         # Not named_children: a module under two names keeps both.
@@ -57,15 +57,30 @@ class PreparedModel(nn.Module):
         self.float_names: tuple[str, ...] = ()
         self.plan = plan
         self.pqk_quantizers = nn.ModuleDict(quantizers)
-        self._integer = IntegerEvaluation()
+        self._integer = IntegerEvaluation(self)
+        self._compiled_run: Callable[[Tensor, Role], Tensor] | None = None
+        self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
 
     pqk: PQKController
 
     def train(self, mode: bool = True) -> PreparedModel:
         """Switches between training and integer evaluation."""
-        self._integer.forget()
         super().train(mode)
         self.pqk.synchronize()
+        self._integer.forget()
+        self._integer.remember_tensors()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PreparedModel:
+        dtype = fn(torch.empty(0)).dtype
+        if dtype != torch.float32:
+            raise TypeError(
+                f"a prepared model stays in float32, got {dtype}: train it under torch.autocast for convolutions in "
+                "bfloat16 or float16"
+            )
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._integer.forget()
+        self._integer.remember_tensors()
         return self
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -99,11 +114,34 @@ class PreparedModel(nn.Module):
         """
         load_float_weights(self, state_dict, calibration=calibration, strict=strict)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Logits of the student (training) or of the integer network (evaluation)."""
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_compiled_run": None}
+
+    def compile(self, **options: Any) -> None:
+        """Compiles training in place: from now on ``model.pqk.loss`` and ``model(x)`` run compiled.
+
+        What is compiled is :meth:`run`, once for each role that the phases use; nothing is compiled again when masks,
+        step sizes or the schedule move. Evaluation stays as it is: integers, exact.
+
+        Args:
+            options: of ``torch.compile``; ``fullgraph=True`` unless given.
+        """
+        self._compiled_run = torch.compile(self._run, **{"fullgraph": True, **options})
+
+    def forward(self, input: Tensor, role: Role | None = None) -> Tensor:
+        """Logits for a batch.
+
+        Args:
+            input: batch in the shape of the example inputs.
+            role: what to compute, differentiably. By default the student (while warming up, the float network) in
+                training mode, and the integer network, without gradients, in evaluation mode.
+        """
+        if role is not None:
+            return self.run(input, role)
         if self.training:
             return self.run(input, Role.STUDENT if self.pqk.quantizing else Role.FLOAT)
-        return self._integer(self, input)
+        return self._integer(input)
 
     def run(self, input: Tensor, role: Role, observe: bool = False) -> Tensor:
         """One differentiable forward pass in a role.
@@ -113,6 +151,11 @@ class PreparedModel(nn.Module):
             role: which weights, batch norms and head to use.
             observe: let every activation quantizer follow the range of its tensor.
         """
+        if self._compiled_run is None or observe or torch.compiler.is_compiling():
+            return self._run(input, role, observe)
+        return self._compiled_run(input, role)
+
+    def _run(self, input: Tensor, role: Role, observe: bool = False) -> Tensor:
         values: list[Tensor] = []
         for block in self.plan:
             value = input if block.op == "input" else self.compute(block, [values[i] for i in block.inputs], role)
@@ -170,6 +213,12 @@ class PreparedModel(nn.Module):
             return F.dropout(x, block.attributes["p"], self.training)
         output: Tensor = self.get_submodule(block.module)(x)
         return output
+
+
+def _after_load(module: nn.Module, _: object) -> None:
+    assert isinstance(module, PreparedModel)
+    module._integer.forget()
+    module._integer.remember_tensors()
 
 
 def _activate(block: Block, x: Tensor) -> Tensor:

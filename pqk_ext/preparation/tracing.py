@@ -46,6 +46,8 @@ def check_example_inputs(example_inputs: Tensor) -> None:
         raise TypeError(f"example_inputs must be a float32 tensor, got {got}")
     if example_inputs.dim() < 2 or example_inputs.shape[0] == 0:
         raise ValueError(f"example_inputs must be a batch of at least one sample, got shape {example_inputs.shape}")
+    if example_inputs.is_meta:
+        raise ValueError("example_inputs must hold values to take ranges from, got a tensor on the meta device")
 
 
 def trace(model: nn.Module, example_inputs: Tensor, leaf_modules: Sequence[type[nn.Module]] = ()) -> fx.Graph:
