@@ -51,11 +51,10 @@ def to_onnx(graph: Graph, *, batch: int, quantized: bool = True, requantize_sums
     builder = _Builder(graph, quantized, requantize_sums)
     for index, node in enumerate(graph.nodes):
         builder.add_node(index, node)
-    output = graph.nodes[-1].value
     real = onnx.TensorProto.FLOAT
     inputs = [onnx.helper.make_tensor_value_info("x", real, [batch, *graph.input.shape])]
-    outputs = [onnx.helper.make_tensor_value_info("y", real, [batch, *output.shape])]
-    builder.call("Identity", [builder.values[-1]], "y")
+    outputs = [onnx.helper.make_tensor_value_info("y", real, [batch, *graph.output_shape])]
+    builder.finish()
     made = onnx.helper.make_graph(builder.nodes, "pqk", inputs, outputs, builder.constants)
     model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", OPSET)])
     model.ir_version = _IR_VERSION
@@ -75,7 +74,9 @@ class _Builder:
         self.values = ["x"]
         self.channel_qparams: dict[int, tuple[_Array, _Array]] = {}
         self.index = 0
-        self.label = ""
+        self.label = "input"
+        if graph.sequence:
+            self.values = [self.call("Unsqueeze", ["x", self.constant(np.asarray([2], np.int64))])]
 
     # --- pieces of ONNX --------------------------------------------------------------------------------------
 
@@ -119,6 +120,14 @@ class _Builder:
         if self.quantized and value.scale is not None and value.zero_point is not None:
             x = self.codes(x, value.scale, value.zero_point)
         self.values.append(x)
+
+    def finish(self) -> None:
+        """The last value becomes the output ``y``."""
+        self.label = "output"
+        if len(self.graph.output_shape) < len(self.graph.nodes[-1].value.shape):
+            self.call("Squeeze", [self.values[-1], self.constant(np.asarray([2], np.int64))], "y")
+        else:
+            self.call("Identity", [self.values[-1]], "y")
 
     def refuse(self, node: Node, why: str) -> ValueError:
         return ValueError(f"nodes[{self.index - 1}] ({node.name}): no ONNX operator for this {node.op}: {why}")

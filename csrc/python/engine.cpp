@@ -149,8 +149,8 @@ class PyEngine {
       ++index;
     }
     checked.finish();
-    input_shape_ = shape_of(checked.input());
-    output_shape_ = shape_of(checked.output());
+    input_shape_ = shape_of(checked.input(), checked.sequence());
+    output_shape_ = shape_of(checked.output(), checked.sequence());
     without_gil([&] {
       engine_ =
           std::make_unique<Engine>(checked, num_threads, engine::KernelOptions{kernels, kernel_table, measure});
@@ -198,8 +198,9 @@ class PyEngine {
     return {codec, {reinterpret_cast<const uint8_t*>(view.data()), static_cast<int64_t>(view.size())}};
   }
 
-  static std::vector<py::ssize_t> shape_of(const engine::Value& value) {
+  static std::vector<py::ssize_t> shape_of(const engine::Value& value, bool sequence) {
     if (value.rank == 1) return {value.channels};
+    if (sequence) return {value.channels, value.width};
     return {value.channels, value.height, value.width};
   }
 
@@ -247,8 +248,9 @@ class PyEngine {
   }
 
   py::array new_output(py::ssize_t batch) const {
-    if (output_shape_.size() == 1) return py::array_t<float>({batch, output_shape_[0]});
-    return py::array_t<float>({batch, output_shape_[0], output_shape_[1], output_shape_[2]});
+    std::vector<py::ssize_t> shape{batch};
+    shape.insert(shape.end(), output_shape_.begin(), output_shape_.end());
+    return py::array_t<float>(shape);
   }
 
   CodedWeights coded_;  // whose bytes the engine reads

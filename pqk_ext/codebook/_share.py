@@ -16,7 +16,7 @@ from pqk_ext.prune import compute_masks
 
 __all__ = ["SharedLayer", "share_weights", "shared_layers", "unshare_weights"]
 
-_Layer: TypeAlias = nn.Conv2d | nn.Linear
+_Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Linear
 _Fit: TypeAlias = Callable[[Tensor, int, torch.Generator | None], Codebook]
 
 
@@ -101,7 +101,7 @@ def share_weights(
             linear layers; "unified" in the survey) or ``"network"``.
         keep_zeros: weights that are 0 take no part in the fit and stay exactly 0 through all training, as does what the
             method itself rounds to 0. If False, they are values like others.
-        layers: names of the layers to share; by default every Conv2d and Linear.
+        layers: names of the layers to share; by default every Conv1d, Conv2d and Linear.
         sparsity: share of the weights of these layers to prune first, by :func:`pqk_ext.prune.compute_masks`.
         ranking: of that pruning, ``"global"`` or ``"per_layer"``.
         generator: of methods that draw random numbers.
@@ -176,7 +176,7 @@ def _check_plain(model: nn.Module) -> None:
 
 def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, _Layer]:
     """The layers to share, by name, checked."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    found = {name: module for name, module in model.named_modules() if isinstance(module, _Layer)}
     if isinstance(layers, str):
         raise ValueError(f"layers: expected a list of names, got the string {layers!r}")
     names = list(found) if layers is None else list(dict.fromkeys(layers))
@@ -184,7 +184,7 @@ def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, _Layer]
     if unknown:
         raise ValueError(f"layers: no convolution or linear layer {unknown}; there are {', '.join(found) or 'none'}")
     if not names:
-        raise ValueError("layers: expected at least one Conv2d or Linear layer to share, got none")
+        raise ValueError("layers: expected at least one convolution or linear layer to share, got none")
     owner: dict[int, str] = {}
     for name in names:
         if parametrize.is_parametrized(found[name], "weight"):
@@ -207,8 +207,9 @@ def _groups(chosen: dict[str, _Layer], scope: str) -> list[list[_Layer]]:
         return [[layer] for layer in layers]
     if scope == "network":
         return [layers]
-    kinds = [[layer for layer in layers if isinstance(layer, kind)] for kind in (nn.Conv2d, nn.Linear)]
-    return [kind for kind in kinds if kind]
+    linear: list[_Layer] = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    convolutions: list[_Layer] = [layer for layer in layers if not isinstance(layer, nn.Linear)]
+    return [kind for kind in (convolutions, linear) if kind]
 
 
 def _share_group(layers: list[_Layer], k: int, fit: _Fit, keep_zeros: bool, generator: torch.Generator | None) -> None:

@@ -62,12 +62,12 @@ class TorchGraph:
             raise TypeError(f"input must be float32, got {input.dtype}")
         if tuple(input.shape[1:]) != self.graph.input.shape:
             raise ValueError(f"input must have shape (N, *{self.graph.input.shape}), got {tuple(input.shape)}")
-        values = [input]
+        values = [input.unsqueeze(2) if self.graph.sequence else input]
         with torch.autocast(input.device.type, enabled=False):  # in bfloat16 the sums would not be exact
             for step in self._steps:
                 run = _NATIVE.get(step.node.op) if self.native else None
                 values.append((run or _RUN[step.node.op])(step, *(values[i] for i in step.node.inputs)))
-        return values[-1]
+        return values[-1].reshape(len(input), *self.graph.output_shape)
 
 
 def _exact_weight(weight: Tensor) -> Tensor:

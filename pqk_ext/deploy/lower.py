@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from pqk_ext.nn import ActivationQuantizer, PQKLayer
 from pqk_ext.ops.quantize import quantize
+from pqk_ext.preparation.blocks import image_shape
 from pqk_ext.runtime.graph import Graph, Node, Value
 
 if TYPE_CHECKING:
     from pqk_ext.preparation.blocks import Block
     from pqk_ext.preparation.model import PreparedModel
 
-__all__ = ["batch_norm_affine", "lower", "to_float32", "to_float64"]
+__all__ = ["batch_norm_affine", "image_weight", "lower", "to_float32", "to_float64"]
 
 _Float64 = NDArray[np.float64]
 _LARGEST_ACCUMULATOR = 2**31 - 1
@@ -59,6 +60,11 @@ def weight_codes(layer: PQKLayer) -> NDArray[np.int8]:
     codes = quantize(weight, scale, zero_point, quant_min=-limit, quant_max=limit, axis=0)
     result: NDArray[np.int8] = (codes * layer.weight_mask.cpu()).numpy()
     return result
+
+
+def image_weight(weight: NDArray[Any]) -> NDArray[Any]:
+    """A convolution's weight, that of a sequence ``(O, I, K)`` as ``(O, I, 1, K)``."""
+    return weight[:, :, None] if weight.ndim == 3 else weight
 
 
 def batch_norm_affine(model: nn.Module, path: str | None, channels: int) -> tuple[_Float64, _Float64]:
@@ -142,12 +148,14 @@ class _Lowering:
 
     def input_block(self, block: Block, inputs: tuple[int, ...]) -> None:
         self.input = Value(block.shape, "f32")
-        value, limits = self._output(block)
+        value, limits = self._output(block.with_(shape=image_shape(block.shape)))
         self.add(block, "quantize", (0,), value, limits)
 
     def weighted(self, block: Block, inputs: tuple[int, ...]) -> None:
         layer = self.model.layer(block)
         codes = weight_codes(layer)
+        if block.op == "conv2d":
+            codes = image_weight(codes)
         channels = codes.shape[0]
         self._check_accumulator(block, codes)
         scale_in, _ = self.qparams(block.inputs[0])

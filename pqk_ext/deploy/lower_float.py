@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pqk_ext.deploy.lower import batch_norm_affine, to_float32, to_float64
+from pqk_ext.deploy.lower import batch_norm_affine, image_weight, to_float32, to_float64
 from pqk_ext.preparation.fuse import build_plan
 from pqk_ext.preparation.tracing import UnsupportedOperator, check_example_inputs, trace
 from pqk_ext.runtime.graph import Graph, Node, Value
@@ -114,8 +114,10 @@ class _FloatLowering:
 
     def weighted(self, block: Block, inputs: tuple[int, ...]) -> None:
         layer = self.model.get_submodule(block.module or "")
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
         codes, codebook, zero = codes_and_codebook(layer.weight, str(block.module))
+        if block.op == "conv2d":
+            codes = image_weight(codes)
         gain, shift = batch_norm_affine(self.model, block.batch_norm, codes.shape[0])
         if layer.bias is not None:
             shift = shift + to_float64(layer.bias) * gain
@@ -195,7 +197,7 @@ def lower_float(model: nn.Module, example_inputs: Tensor) -> Graph:
     Batch norm goes into the multiplier and bias of each channel, computed in float64 and rounded to float32 once.
 
     Args:
-        model: every Conv2d and Linear holds at most 256 different weights, as after
+        model: every convolution and linear layer holds at most 256 different weights, as after
             :func:`pqk_ext.share_weights`; it is not changed.
         example_inputs: float32 batch that gives the shapes.
 

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import nn
+
 from pqk_ext.nn.activation import ActivationQuantizer
 from pqk_ext.nn.batch_norm import PQKBatchNorm1d, PQKBatchNorm2d
+from pqk_ext.nn.conv1d import PQKConv1d
 from pqk_ext.nn.layers import PQKConv2d, PQKLayer, PQKLinear
 from pqk_ext.nn.roles import Role
 
-__all__ = ["ActivationQuantizer", "PQKBatchNorm1d", "PQKBatchNorm2d", "PQKConv2d", "PQKLayer", "PQKLinear", "Role"]
+__all__ = [
+    "LAYER_TYPES",
+    "ActivationQuantizer",
+    "PQKBatchNorm1d",
+    "PQKBatchNorm2d",
+    "PQKConv1d",
+    "PQKConv2d",
+    "PQKLayer",
+    "PQKLinear",
+    "Role",
+]
+
+#: What `prepare` makes of each type of layer with a weight.
+LAYER_TYPES: dict[type[nn.Module], Callable[..., PQKLayer]] = {
+    nn.Conv1d: PQKConv1d,
+    nn.Conv2d: PQKConv2d,
+    nn.Linear: PQKLinear,
+}

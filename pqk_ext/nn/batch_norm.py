@@ -58,7 +58,7 @@ class PQKBatchNorm1d(RoleBatchNorm, nn.BatchNorm1d):
         self._take_over(source, separate)
 
     def forward(self, input: Tensor, role: Role = Role.STUDENT) -> Tensor:
-        """Normalized ``input`` (N, C)."""
+        """Normalized ``input`` (N, C) or (N, C, L)."""
         if role is Role.TEACHER and self.teacher is not None:
             output: Tensor = self.teacher(input)
             return output

@@ -49,7 +49,7 @@ class PQKLayer(nn.Module):
     teacher_weights: str
     teacher: nn.Module | None
 
-    def _extend(self, source: nn.Conv2d | nn.Linear, bits: int, prunable: bool, sharing: Sharing) -> None:
+    def _extend(self, source: nn.Conv1d | nn.Conv2d | nn.Linear, bits: int, prunable: bool, sharing: Sharing) -> None:
         """Takes over the parameters of ``source`` and adds mask and scales."""
         self.weight = source.weight
         self.bias = source.bias
@@ -66,7 +66,7 @@ class PQKLayer(nn.Module):
         self.weight_zero_point = self.weight_zero_point.to(source.weight.device)
         self.initialize_scale()
 
-    def give_teacher_own_copy(self, source: nn.Conv2d | nn.Linear) -> None:
+    def give_teacher_own_copy(self, source: nn.Module) -> None:
         """Makes this layer a head that student and teacher do not share."""
         self.teacher = copy.deepcopy(source)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pqk_ext.config import PQKConfig
-from pqk_ext.nn import ActivationQuantizer, PQKBatchNorm1d, PQKBatchNorm2d, PQKConv2d, PQKLinear, Role
+from pqk_ext.nn import LAYER_TYPES, ActivationQuantizer, PQKBatchNorm1d, PQKBatchNorm2d, Role
 from pqk_ext.phases import PQKController
 from pqk_ext.preparation.blocks import Block, Plan
 from pqk_ext.preparation.fuse import build_plan
@@ -34,15 +34,13 @@ def _weighted_blocks(plan: Plan) -> list[Block]:
     return [block for block in plan if block.op in ("conv2d", "linear")]
 
 
-def _is_prunable(
-    source: nn.Conv2d | nn.Linear, path: str, config: PQKConfig, exclude: Sequence[str], is_head: bool
-) -> bool:
+def _is_prunable(source: nn.Module, path: str, config: PQKConfig, exclude: Sequence[str], is_head: bool) -> bool:
     own = config.for_layer(path).sparsity
     if path in exclude or own is not None:
         return path not in exclude and own != 0
     if isinstance(source, nn.Linear) or is_head:
         return config.prune_linear
-    return config.prune_depthwise or source.groups == 1
+    return config.prune_depthwise or getattr(source, "groups", 1) == 1
 
 
 def _swap_layers(root: nn.Module, plan: Plan, config: PQKConfig, exclude: Sequence[str]) -> None:
@@ -77,7 +75,6 @@ def _swap_tied(root: nn.Module, calls: list[tuple[Block, bool]], config: PQKConf
     for block, is_first in calls:
         path = str(block.module)
         source, own = root.get_submodule(path), config.for_layer(path)
-        assert isinstance(source, nn.Conv2d | nn.Linear)
         default_bits = config.first_layer_bits if is_first else config.weight_bits
         bits = own.weight_bits or (config.last_layer_bits if block.float_output else default_bits)
         uses.setdefault(path, set()).add((type(source), bits, own.sparsity))
@@ -92,12 +89,12 @@ def _swap_tied(root: nn.Module, calls: list[tuple[Block, bool]], config: PQKConf
     scale: nn.Parameter | None = None
     for path in uses:
         source = root.get_submodule(path)
-        kind = PQKConv2d if isinstance(source, nn.Conv2d) else PQKLinear
-        layer = kind(source, bits, prunable, config)  # type: ignore[arg-type]
+        kind = next(kind for module_type, kind in LAYER_TYPES.items() if isinstance(source, module_type))
+        layer = kind(source, bits, prunable, config)
         layer.own_sparsity = sparsity
         layer.weight_scale = scale = scale if scale is not None else layer.weight_scale
         if path in heads and config.teacher:
-            layer.give_teacher_own_copy(source)  # type: ignore[arg-type]
+            layer.give_teacher_own_copy(source)
         _replace_module(root, path, layer)
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["Block", "Plan"]
+__all__ = ["Block", "Plan", "image_shape"]
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A sequence ``(C, L)`` as an image ``(C, 1, L)``; other shapes as they are."""
+    return (shape[0], 1, shape[1]) if len(shape) == 2 else shape
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,9 @@ class Block:
             ``avg_pool2d``, ``adaptive_avg_pool2d``, ``flatten``, ``slice``, ``pad``, ``dropout``, ``softmax``.
         name: name of the traced node, for people.
         inputs: indices of the values it reads; for a conv2d or linear a second one is the residual operand.
-        shape: of its value, without the batch dimension.
+        shape: of its value, without the batch dimension: ``(C, H, W)``, ``(C,)``, and ``(C, 1, L)`` for a sequence
+            ``(C, L)``, but for the input, which keeps the shape that callers give. The operators and attributes of
+            sequences are those of images of height 1.
         module: path of the convolution, linear or dropout module.
         batch_norm: path of the batch norm that follows (conv2d, linear) or is the block (affine).
         activation: ``relu``, ``relu6`` or None; for lookup the name of the function.

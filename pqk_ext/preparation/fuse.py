@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 from pqk_ext.preparation.blocks import Block, Plan
-from pqk_ext.preparation.tracing import Call, UnsupportedOperator, normalize, shape_of
+from pqk_ext.preparation.tracing import Call, UnsupportedOperator, normalize, sample_shape, shape_of
 
 __all__ = ["build_plan"]
 
@@ -208,7 +208,7 @@ def build_plan(graph: fx.Graph, model: nn.Module) -> Plan:
                 continue
             if builder.blocks:
                 raise UnsupportedOperator(f"a model with one input is expected, found a second one: {node.name!r}")
-            builder.values[node] = builder._emit(Block("input", node.name, (), shape_of(node)), quantize=True)
+            builder.values[node] = builder._emit(Block("input", node.name, (), sample_shape(node)), quantize=True)
         elif node in builder.calls:
             builder.visit(node, builder.calls[node])
         elif node.op == "output":

@@ -174,7 +174,7 @@ class PreparedModel(nn.Module):
         x = inputs[0]
         if block.op in ("conv2d", "linear"):
             if block.pre_padding:
-                x = F.pad(x, _pad_amounts(block.pre_padding))
+                x = F.pad(x, _pad_amounts(block.pre_padding)[: 2 * (x.dim() - 2)])
             x = self.layer(block)(x, role)
             x = self._normalize(block, x, role)
             if len(inputs) == 2:
@@ -188,7 +188,11 @@ class PreparedModel(nn.Module):
             return self._dropout(block, x)
         if block.op == "lookup":
             return self.lookup_function(block)(x)
-        return _activate(block, _SHAPE_OPS[block.op](block, inputs))
+        if block.op in _IMAGE_OPS and x.dim() == 3:  # a sequence is an image of height 1
+            return _activate(block, _IMAGE_OPS[block.op](block, x.unsqueeze(2)).squeeze(2))
+        if block.op in _IMAGE_OPS:
+            return _activate(block, _IMAGE_OPS[block.op](block, x))
+        return _SHAPE_OPS[block.op](block, inputs)
 
     def layer(self, block: Block) -> PQKLayer:
         """The convolution or linear layer of a block."""
@@ -234,38 +238,39 @@ def _pad_amounts(padding: Sequence[int]) -> list[int]:
     return [left, right, top, bottom]
 
 
-def _max_pool(block: Block, inputs: list[Tensor]) -> Tensor:
+def _max_pool(block: Block, x: Tensor) -> Tensor:
     a = block.attributes
-    x = inputs[0]
     if any(a["padding"]):
         x = F.pad(x, _pad_amounts(a["padding"]), value=-torch.inf)
     return F.max_pool2d(x, a["kernel"], a["stride"], 0, a["dilation"])
 
 
-def _avg_pool(block: Block, inputs: list[Tensor]) -> Tensor:
+def _avg_pool(block: Block, x: Tensor) -> Tensor:
     a = block.attributes
-    return F.avg_pool2d(inputs[0], a["kernel"], a["stride"], a["padding"][:2], False, bool(a["count_include_pad"]))
+    return F.avg_pool2d(x, a["kernel"], a["stride"], a["padding"][:2], False, bool(a["count_include_pad"]))
 
 
-def _slice(block: Block, inputs: list[Tensor]) -> Tensor:
+def _slice(block: Block, x: Tensor) -> Tensor:
     a = block.attributes
     index = [slice(*triple) for triple in zip(a["start"], a["stop"], a["step"], strict=True)]
-    return inputs[0][(slice(None), *index)]
+    return x[(slice(None), *index)]
 
 
-def _pad(block: Block, inputs: list[Tensor]) -> Tensor:
+def _pad(block: Block, x: Tensor) -> Tensor:
     (front, top, left), (back, bottom, right) = block.attributes["before"], block.attributes["after"]
-    return F.pad(inputs[0], [left, right, top, bottom, front, back])
+    return F.pad(x, [left, right, top, bottom, front, back])
 
 
-_SHAPE_OPS: dict[str, Callable[[Block, list[Tensor]], Tensor]] = {
+_IMAGE_OPS: dict[str, Callable[[Block, Tensor], Tensor]] = {
     "max_pool2d": _max_pool,
     "avg_pool2d": _avg_pool,
-    "adaptive_avg_pool2d": lambda block, inputs: F.adaptive_avg_pool2d(inputs[0], block.attributes["output_size"]),
-    "concat": lambda block, inputs: torch.cat(inputs, 1),
-    "flatten": lambda block, inputs: inputs[0].flatten(1),
+    "adaptive_avg_pool2d": lambda block, x: F.adaptive_avg_pool2d(x, block.attributes["output_size"]),
     "slice": _slice,
     "pad": _pad,
+}
+_SHAPE_OPS: dict[str, Callable[[Block, list[Tensor]], Tensor]] = {
+    "concat": lambda block, inputs: torch.cat(inputs, 1),
+    "flatten": lambda block, inputs: inputs[0].flatten(1),
     "dequantize": lambda block, inputs: inputs[0],
     "softmax": lambda block, inputs: F.softmax(inputs[0], 1),
 }

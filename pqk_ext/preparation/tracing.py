@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from pqk_ext.preparation.blocks import image_shape
+
 __all__ = ["Call", "UnsupportedOperator", "check_example_inputs", "normalize", "trace"]
 
 
@@ -74,13 +76,24 @@ def trace(model: nn.Module, example_inputs: Tensor, leaf_modules: Sequence[type[
     return graph
 
 
-def shape_of(node: fx.Node) -> tuple[int, ...]:
+def sample_shape(node: fx.Node) -> tuple[int, ...]:
     """Shape of a node's value without the batch dimension."""
     return tuple(node.meta["tensor_meta"].shape[1:])
 
 
-def _pair(value: Any) -> list[int]:
-    return [int(value), int(value)] if isinstance(value, int) else [int(v) for v in value]
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The same, a sequence ``(C, L)`` as an image ``(C, 1, L)``: the engine has no others."""
+    return image_shape(sample_shape(node))
+
+
+def _is_sequence(node: fx.Node) -> bool:
+    return len(sample_shape(node)) == 2
+
+
+def _pair(value: Any, height: int | None = None) -> list[int]:
+    """One number for each image dimension; ``height`` is the first one's where ``value`` is of a sequence."""
+    numbers = [int(value)] if isinstance(value, int) else [int(v) for v in value]
+    return [numbers[0], numbers[-1]] if height is None else [height, numbers[-1]]
 
 
 def _arguments(node: fx.Node, names: str) -> dict[str, Any]:
@@ -88,8 +101,16 @@ def _arguments(node: fx.Node, names: str) -> dict[str, Any]:
     return {**dict(zip(names.split(), node.args, strict=False)), **node.kwargs}
 
 
-def _conv_attributes(module: nn.Conv2d, input_shape: tuple[int, ...]) -> dict[str, Any]:
-    kernel, stride, dilation = _pair(module.kernel_size), _pair(module.stride), _pair(module.dilation)
+def _require_rank(input: fx.Node, dimensions: int, what: str) -> None:
+    """Torch takes an input without batch dimension for one sample, which a forward pass never means."""
+    if len(sample_shape(input)) != dimensions + 1:
+        got = len(sample_shape(input)) + 1
+        raise UnsupportedOperator(f"{what} reads a {dimensions + 2}-d tensor with its batch, got a {got}-d one")
+
+
+def _conv_attributes(module: nn.Conv2d | nn.Conv1d) -> dict[str, Any]:
+    one = 1 if isinstance(module, nn.Conv1d) else None
+    kernel, stride, dilation = (_pair(v, one) for v in (module.kernel_size, module.stride, module.dilation))
     if module.padding_mode != "zeros":
         raise UnsupportedOperator(f"padding_mode must be 'zeros', got {module.padding_mode!r}")
     if module.padding == "valid":
@@ -99,7 +120,7 @@ def _conv_attributes(module: nn.Conv2d, input_shape: tuple[int, ...]) -> dict[st
         before = [t // 2 for t in total]
         padding = [*before, *(t - b for t, b in zip(total, before, strict=True))]
     else:
-        padding = _pair(module.padding) * 2
+        padding = _pair(module.padding, None if one is None else 0) * 2
     return {"stride": stride, "padding": padding, "dilation": dilation, "groups": module.groups}
 
 
@@ -119,13 +140,14 @@ def _pool_padding(size: list[int], attributes: dict[str, Any], ceil_mode: bool) 
 
 
 def _pool_call(kind: str, input: fx.Node, raw: dict[str, Any]) -> Call:
-    kernel = _pair(raw["kernel_size"])
+    one, none = (1, 0) if _is_sequence(input) else (None, None)
+    kernel = _pair(raw["kernel_size"], one)
     stride = raw.get("stride")
     attributes = {
         "kernel": kernel,
-        "stride": kernel if stride is None or stride == [] else _pair(stride),
-        "before": _pair(raw.get("padding", 0)),
-        "dilation": _pair(raw.get("dilation", 1)),
+        "stride": kernel if stride is None or stride == [] else _pair(stride, one),
+        "before": _pair(raw.get("padding", 0), none),
+        "dilation": _pair(raw.get("dilation", 1), one),
     }
     ceil_mode = bool(raw.get("ceil_mode", False))
     if kind == "avg_pool2d":
@@ -146,7 +168,8 @@ def _pool_call(kind: str, input: fx.Node, raw: dict[str, Any]) -> Call:
 
 def _adaptive_call(kind: str, input: fx.Node, output_size: Any) -> Call:
     size = shape_of(input)[1:]
-    target = [output_size] * 2 if output_size is None or isinstance(output_size, int) else list(output_size)
+    target = [output_size] if output_size is None or isinstance(output_size, int) else list(output_size)
+    target = [1, target[0]] if _is_sequence(input) else [target[0], target[-1]]
     goal = [s if t is None else int(t) for s, t in zip(size, target, strict=True)]
     if all(s % g == 0 for s, g in zip(size, goal, strict=True)):
         window = [s // g for s, g in zip(size, goal, strict=True)]
@@ -159,15 +182,17 @@ def _adaptive_call(kind: str, input: fx.Node, output_size: Any) -> Call:
 def _mean_call(node: fx.Node, raw: dict[str, Any]) -> Call:
     dims = raw.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
-    rank = len(shape_of(raw["input"])) + 1
-    if rank != 4 or dims is None or sorted(d % rank for d in dims) != [2, 3]:
-        raise UnsupportedOperator(f"mean is supported over the two image dimensions, got dim={raw.get('dim')}")
+    rank = len(sample_shape(raw["input"])) + 1
+    if rank < 3 or dims is None or sorted(d % rank for d in dims) != list(range(2, rank)):
+        raise UnsupportedOperator(
+            f"mean is supported over the two image dimensions or the length of a sequence, got dim={raw.get('dim')}"
+        )
     pooled = _adaptive_call("avg_pool2d", raw["input"], 1)
     return Call("mean", pooled.inputs, {**pooled.attributes, "keepdim": bool(raw.get("keepdim", False))})
 
 
 def _flatten_call(node: fx.Node, input: fx.Node) -> Call:
-    before, after = shape_of(input), shape_of(node)
+    before, after = sample_shape(input), sample_shape(node)
     if after == before:
         return Call("alias", (input,))
     if len(after) != 1:
@@ -176,13 +201,15 @@ def _flatten_call(node: fx.Node, input: fx.Node) -> Call:
 
 
 def _pad_call(input: fx.Node, raw: dict[str, Any]) -> Call:
-    amounts = list(raw["pad"])
+    amounts = [raw["pad"]] * 2 if isinstance(raw["pad"], int) else list(raw["pad"])
     value = raw.get("value")
     if raw.get("mode", "constant") != "constant" or (value is not None and value != 0):
         raise UnsupportedOperator("only padding with the constant 0 is supported")
+    if _is_sequence(input):
+        amounts[2:2] = [0, 0]
     amounts += [0] * (6 - len(amounts))
     if len(amounts) > 6 or any(a < 0 for a in amounts) or len(shape_of(input)) != 3:
-        raise UnsupportedOperator(f"padding {raw['pad']} of a {len(shape_of(input)) + 1}-d tensor is not supported")
+        raise UnsupportedOperator(f"padding {raw['pad']} of a {len(sample_shape(input)) + 1}-d tensor is not supported")
     left, right, top, bottom, front, back = amounts
     return Call("pad", (input,), {"before": [front, top, left], "after": [back, bottom, right]})
 
@@ -190,9 +217,11 @@ def _pad_call(input: fx.Node, raw: dict[str, Any]) -> Call:
 def _slice_call(node: fx.Node, input: fx.Node, index: Any) -> Call:
     shape = shape_of(input)
     items = list(index) if isinstance(index, tuple) else [index]
-    items += [slice(None)] * (len(shape) + 1 - len(items))
+    items += [slice(None)] * (len(sample_shape(input)) + 1 - len(items))
+    if _is_sequence(input):
+        items.insert(2, slice(None))
     if len(shape) != 3 or any(not isinstance(item, slice) for item in items) or items[0] != slice(None):
-        raise UnsupportedOperator("only slices along channels and image dimensions of a 4-d tensor are supported")
+        raise UnsupportedOperator("only slices along channels and positions of a 4-d or 3-d tensor are supported")
     triples = [item.indices(size) for item, size in zip(items[1:], shape, strict=True)]
     if any(step < 1 for _, _, step in triples):
         raise UnsupportedOperator("slices with a negative step are not supported")
@@ -202,7 +231,7 @@ def _slice_call(node: fx.Node, input: fx.Node, index: Any) -> Call:
 
 def _concat_call(raw: dict[str, Any]) -> Call:
     tensors = raw["tensors"]
-    rank = len(shape_of(tensors[0])) + 1
+    rank = len(sample_shape(tensors[0])) + 1
     if raw.get("dim", 0) % rank != 1:
         raise UnsupportedOperator(f"concatenation is supported along channels (dim=1), got dim={raw.get('dim', 0)}")
     return Call("concat", tuple(tensors))
@@ -238,15 +267,23 @@ _TABLES: dict[type[nn.Module], str] = {
 }
 
 
+_SEQUENCE_MODULES = (nn.Conv1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.ZeroPad1d)
+_IMAGE_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d)
+
+
 def _module_call(node: fx.Node, module: nn.Module) -> Call:
     (input,) = node.args
     assert isinstance(input, fx.Node)
     path = str(node.target)
-    if isinstance(module, nn.Conv2d):
-        return Call("conv2d", (input,), _conv_attributes(module, shape_of(input)), path)
+    for types, dimensions in ((_SEQUENCE_MODULES, 1), (_IMAGE_MODULES, 2)):
+        if isinstance(module, types):
+            _require_rank(input, dimensions, type(module).__name__)
+    if isinstance(module, nn.Conv2d | nn.Conv1d):
+        return Call("conv2d", (input,), _conv_attributes(module), path)
     if isinstance(module, nn.Linear):
         if len(shape_of(input)) != 1:
-            raise UnsupportedOperator(f"a linear layer reads (N, features), got a {len(shape_of(input)) + 1}-d tensor")
+            rank = len(sample_shape(input)) + 1
+            raise UnsupportedOperator(f"a linear layer reads (N, features), got a {rank}-d tensor")
         return Call("linear", (input,), {}, path)
     if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
         return Call("batch_norm", (input,), {}, path)
@@ -257,20 +294,20 @@ def _module_call(node: fx.Node, module: nn.Module) -> Call:
     for table_type, name in _TABLES.items():
         if isinstance(module, table_type):
             return Call("lookup", (input,), {"function": name}, path)
-    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-        kind = "max_pool2d" if isinstance(module, nn.MaxPool2d) else "avg_pool2d"
+    if isinstance(module, nn.MaxPool2d | nn.MaxPool1d | nn.AvgPool2d | nn.AvgPool1d):
+        kind = "max_pool2d" if isinstance(module, nn.MaxPool2d | nn.MaxPool1d) else "avg_pool2d"
         return _pool_call(kind, input, {k: v for k, v in vars(module).items() if not k.startswith("_")})
-    if isinstance(module, nn.AdaptiveAvgPool2d):
+    if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool1d):
         return _adaptive_call("avg_pool2d", input, module.output_size)
-    if isinstance(module, nn.AdaptiveMaxPool2d):
+    if isinstance(module, nn.AdaptiveMaxPool2d | nn.AdaptiveMaxPool1d):
         return _adaptive_call("max_pool2d", input, module.output_size)
     if isinstance(module, nn.Flatten):
         return _flatten_call(node, input)
     if isinstance(module, nn.Identity):
         return Call("alias", (input,))
-    if isinstance(module, nn.Dropout | nn.Dropout2d):
+    if isinstance(module, nn.Dropout | nn.Dropout2d | nn.Dropout1d):
         return Call("dropout", (input,), {}, path)
-    if isinstance(module, nn.ZeroPad2d):
+    if isinstance(module, nn.ZeroPad2d | nn.ZeroPad1d):
         return _pad_call(input, {"pad": module.padding})
     if isinstance(module, nn.Softmax):
         return _softmax_call(node, input, module.dim)
@@ -291,17 +328,19 @@ _POOL_NAMES = {
 }
 
 
-def _pool(kind: str) -> Callable[[fx.Node], Call]:
+def _pool(kind: str, dimensions: int = 2) -> Callable[[fx.Node], Call]:
     def call(node: fx.Node) -> Call:
         raw = _arguments(node, _POOL_NAMES[kind])
+        _require_rank(raw["input"], dimensions, str(getattr(node.target, "__name__", kind)))
         return _pool_call(kind, raw["input"], raw)
 
     return call
 
 
-def _adaptive(kind: str) -> Callable[[fx.Node], Call]:
+def _adaptive(kind: str, dimensions: int = 2) -> Callable[[fx.Node], Call]:
     def call(node: fx.Node) -> Call:
         raw = _arguments(node, "input output_size")
+        _require_rank(raw["input"], dimensions, f"adaptive_{kind}")
         return _adaptive_call(kind, raw["input"], raw["output_size"])
 
     return call
@@ -334,8 +373,12 @@ _FUNCTIONS: dict[Any, Callable[[fx.Node], Call]] = {
     F.avg_pool2d: _pool("avg_pool2d"),
     F.adaptive_avg_pool2d: _adaptive("avg_pool2d"),
     F.adaptive_max_pool2d: _adaptive("max_pool2d"),
+    **dict.fromkeys((F.max_pool1d, torch.max_pool1d), _pool("max_pool2d", 1)),
+    F.avg_pool1d: _pool("avg_pool2d", 1),
+    **dict.fromkeys((F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d), _adaptive("avg_pool2d", 1)),
+    F.adaptive_max_pool1d: _adaptive("max_pool2d", 1),
     **dict.fromkeys((torch.mean, "mean"), _mean),
-    **dict.fromkeys((torch.flatten, torch.reshape, "flatten", "view", "reshape"), _flatten),
+    **dict.fromkeys((torch.flatten, torch.reshape, "flatten", "view", "reshape", torch.squeeze, "squeeze"), _flatten),
     F.pad: lambda node: _pad_call(node.args[0], _arguments(node, "input pad mode value")),  # type: ignore[arg-type]
     **dict.fromkeys((F.softmax, torch.softmax, "softmax"), _softmax),
     **dict.fromkeys(("contiguous", "clone"), _unary("alias")),

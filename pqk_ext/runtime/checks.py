@@ -73,7 +73,7 @@ def check_structure(graph: Graph, max_decoded_bytes: int) -> None:
     """
     if not 1 <= len(graph.nodes) <= MAX_NODES:
         _refuse("E_LIMIT", "nodes", f"1 to {MAX_NODES} nodes", len(graph.nodes))
-    check_shape(graph.input.shape, "input", (1, 3))
+    check_shape(graph.input.shape, "input", (1, 2, 3))
     if graph.input != Value(graph.input.shape, "f32"):
         _refuse("E_QPARAM", "input", "a float32 value without scale and zero_point", graph.input)
     for index, node in enumerate(graph.nodes):
@@ -81,6 +81,9 @@ def check_structure(graph: Graph, max_decoded_bytes: int) -> None:
             _check_node(graph, index, node)
     if graph.nodes[-1].value.dtype != "f32":
         _refuse("E_GRAPH_ATTR", f"nodes[{len(graph.nodes) - 1}].dtype", "f32, it is the output", "u8")
+    output = graph.nodes[-1].value.shape
+    if graph.sequence and len(output) == 3 and output[1] != 1:
+        _refuse("E_GRAPH_SHAPE", f"nodes[{len(graph.nodes) - 1}].shape", "height 1, as the input is (C, L)", output)
     _check_activation_bytes(graph, max_decoded_bytes)
 
 

@@ -62,7 +62,7 @@ class Model:
             coded=dict(payloads),
         )
         kernel_table.remember(self._engine.measured)
-        self.output_shape = graph.nodes[-1].value.shape
+        self.output_shape = graph.output_shape
         self._run = self._engine.run
 
     @classmethod

@@ -1,9 +1,10 @@
 """The graph that a ``.pqk`` file holds, that `eval()` computes and that the engine runs.
 
 A :class:`Graph` is a list of nodes in execution order, one value each: value 0 is the input, value ``i + 1`` is what
-node ``i`` gives. Shapes leave out the batch dimension: ``(C, H, W)`` or ``(C,)``. Values are uint8 codes with one
-``scale`` and ``zero_point`` (real = (code - zero_point) * scale), uint8 codes with different ones per channel (a
-concatenation: ``scale`` and ``zero_point`` are None), or float32 (``dtype == "f32"``).
+node ``i`` gives. Shapes leave out the batch dimension: ``(C, H, W)`` or ``(C,)``. A network over sequences has an
+input of shape ``(C, L)``, which is the value ``(C, 1, L)``, and gives its result without a height. Values are uint8
+codes with one ``scale`` and ``zero_point`` (real = (code - zero_point) * scale), uint8 codes with different ones per
+channel (a concatenation: ``scale`` and ``zero_point`` are None), or float32 (``dtype == "f32"``).
 
 Every formula below is float32, products and sums rounded separately, ``rint`` half to even; ``acc`` is an exact
 int32 sum. ``code(v)`` is ``clamp(rint(v), quant_min, quant_max)``. See ``csrc/core/numerics.h``.
@@ -55,7 +56,7 @@ float_map                 function(x), one of MAPS, as torch.nn.functional defin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -98,14 +99,30 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """A whole network: one float32 input, nodes in order, the last node's value is the output."""
+    """A whole network: one float32 input, nodes in order, the last node's value is the output.
+
+    ``input.shape`` is that of the samples that callers give: ``(C, H, W)``, ``(C,)``, or ``(C, L)``.
+    """
 
     input: Value
     nodes: tuple[Node, ...]
 
     def value(self, index: int) -> Value:
-        """The value of that index: 0 is the input."""
-        return self.input if index == 0 else self.nodes[index - 1].value
+        """The value of that index: 0 is the input, a sequence as an image of height 1."""
+        if index > 0:
+            return self.nodes[index - 1].value
+        return replace(self.input, shape=(self.input.shape[0], 1, self.input.shape[1])) if self.sequence else self.input
+
+    @property
+    def sequence(self) -> bool:
+        """Whether callers give samples ``(C, L)``, and get results without a height."""
+        return len(self.input.shape) == 2
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one result, as callers get it."""
+        shape = self.nodes[-1].value.shape
+        return (shape[0], shape[2]) if self.sequence and len(shape) == 3 else shape
 
 
 @dataclass(frozen=True)

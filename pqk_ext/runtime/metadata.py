@@ -29,7 +29,7 @@ VERSION, FEATURE_VERSION = (1, 0), (1, 1)
 CODECS: tuple[str, ...] = tuple(_core.codec_names())
 _CODEC_FEATURES = _core.codec_features()
 #: What files may require: operators or codecs that version 1.0 had not.
-FEATURES: tuple[str, ...] = tuple(sorted({"float-codebook", *_CODEC_FEATURES.values()}))
+FEATURES: tuple[str, ...] = tuple(sorted({"float-codebook", "sequence-input", *_CODEC_FEATURES.values()}))
 
 # What is left out of a node; a float has no default.
 _DEFAULTS: dict[str, int | list[int]] = {
@@ -114,6 +114,8 @@ def _required_features(graph: Graph, weights: Mapping[int, WeightRecord]) -> lis
     for node in graph.nodes:
         if node.op in FLOAT_OPS or (node.op in ("concat", "slice", "pad") and node.value.dtype == "f32"):
             features.add("float-codebook")
+    if graph.sequence:
+        features.add("sequence-input")
     return sorted(features)
 
 

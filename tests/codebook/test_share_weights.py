@@ -358,7 +358,7 @@ def test_wrong_models() -> None:
     prepared = prepare(small(), PQKConfig(), example_inputs=batch(0)[0])
     with pytest.raises(TypeError, match="expected a plain float model"):
         share_weights(prepared)
-    with pytest.raises(ValueError, match="at least one Conv2d or Linear"):
+    with pytest.raises(ValueError, match="at least one convolution or linear"):
         share_weights(nn.ReLU())
     with pytest.raises(ValueError, match="the weight of conv1 is parametrized already"):
         share_weights(share_weights(small()))

@@ -175,6 +175,35 @@ def float_ops() -> Graph:
     return Graph(floats(2, 8, 8), nodes)
 
 
+def sequence() -> Graph:
+    """A network over sequences: what it takes and gives has no height."""
+    rng = np.random.default_rng(6)
+    strided = {**CONV, "stride": [1, 2], "padding": [0, 2, 0, 1]}
+    pool = {"kernel": [1, 2], "stride": [1, 2], "padding": [0, 0, 0, 0], "dilation": [1, 1]}
+    last = {"stride": [1, 1], "padding": [0, 0, 0, 0], "dilation": [1, 1], "groups": 1}
+    nodes = (
+        Node("quantize", "input", (0,), value(5, 1, 21, zero_point=99), dict(CODES)),
+        Node(
+            "conv2d",
+            "conv",
+            (1,),
+            value(6, 1, 11),
+            strided,
+            {"weight": weight(rng, 6, 5, 1, 3, density=0.5), **affine(rng, 6)},
+        ),
+        Node("max_pool2d", "max", (2,), value(6, 1, 5), pool),
+        Node(
+            "conv2d",
+            "head",
+            (3,),
+            Value((4, 1, 5), "f32"),
+            last,
+            {"weight": weight(rng, 4, 6, 1, 1, density=0.7), **affine(rng, 4)},
+        ),
+    )
+    return Graph(Value((5, 21), "f32"), nodes)
+
+
 def golden() -> dict[str, tuple[Graph, str | None]]:
     """File name, graph and codec (None: the smallest) of every golden file."""
     first = ("raw", "bitmask", "csr", "huffman", "sparse-huffman")
@@ -183,6 +212,7 @@ def golden() -> dict[str, tuple[Graph, str | None]]:
         "v1.0/four_bits.pqk": (four_bits(), None),
         "v1.0/all_ops.pqk": (all_ops(), None),
         "v1.1/float_ops.pqk": (float_ops(), "huffman"),
+        "v1.1/sequence.pqk": (sequence(), "huffman"),
         **{f"v1.1/{codec}.pqk": (small(), codec) for codec in pqk_format.CODECS if codec not in first},
     }
 

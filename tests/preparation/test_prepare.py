@@ -171,6 +171,27 @@ def test_what_the_engine_lacks_is_named(net: nn.Module, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (
+            Net(lambda m, x: m.a(x), a=nn.MaxPool2d(2)),
+            "node 'a'.*MaxPool2d reads a 4-d tensor with its batch, got a 3-d",
+        ),
+        (Net(lambda m, x: nn.functional.max_pool2d(x, 2)), "max_pool2d reads a 4-d tensor with its batch, got a 3-d"),
+        (Net(lambda m, x: m.a(x), a=nn.Linear(8, 2)), r"a linear layer reads \(N, features\), got a 3-d tensor"),
+        (Net(lambda m, x: m.a(x), a=nn.Conv1d(3, 4, 3, padding=1, padding_mode="circular")), "padding_mode must be"),
+        (Net(lambda m, x: m.a(x).mean(1), a=nn.Conv1d(3, 4, 3)), "length of a sequence, got dim=1"),
+        (Net(lambda m, x: m.a(x).unsqueeze(2), a=nn.Conv1d(3, 4, 3)), "operator unsqueeze is not supported"),
+        (Net(lambda m, x: m.a(x).transpose(1, 2), a=nn.Conv1d(3, 4, 3)), "operator transpose is not supported"),
+        (Net(lambda m, x: m.a(x)[:, :, ::2][0], a=nn.Conv1d(3, 4, 3)), "only slices along channels and positions"),
+    ],
+)
+def test_what_the_engine_lacks_for_sequences_is_named(net: nn.Module, message: str) -> None:
+    with pytest.raises(UnsupportedOperator, match=message):
+        prepare(net, CONFIG, example_inputs=torch.randn(2, 3, 8))
+
+
+@pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         (

@@ -39,6 +39,7 @@ def run(graph: Graph, x: NDArray[np.float32]) -> Interval:
 
 
 def _run_sample(graph: Graph, x: NDArray[np.float32]) -> Interval:
+    x = x.reshape(graph.value(0).shape)
     values: list[NDArray[np.generic]] = [x]
     floats: dict[int, Interval] = {0: exact(x)}
     for index, node in enumerate(graph.nodes):
@@ -52,7 +53,8 @@ def _run_sample(graph: Graph, x: NDArray[np.float32]) -> Interval:
             if node.value.dtype == "f32":
                 floats[index + 1] = exact(values[-1])
         assert values[-1].shape == node.value.shape, node.name
-    return floats[len(graph.nodes)]
+    result = floats[len(graph.nodes)]
+    return Interval(result.value.reshape(graph.output_shape), result.error.reshape(graph.output_shape))
 
 
 def exact(x: NDArray[np.generic]) -> Interval:

@@ -167,8 +167,12 @@ class RandomGraph:
     def __init__(self, draw: Any) -> None:
         self.draw = draw
         shape = (self.int(1, 9), self.int(1, 9), self.int(1, 9))
-        if self.int(0, 5) == 0:
+        kind = self.int(0, 9)
+        if kind == 0:
             shape = shape[:1]
+        self.sequence = kind == 1
+        if self.sequence:
+            shape = (shape[0], 1, shape[2])
         self.build = Builder(shape, seed=self.int(0, 2**32 - 1))
 
     def int(self, low: int, high: int) -> int:
@@ -186,7 +190,10 @@ class RandomGraph:
         for _ in range(self.int(0, 8)):
             self.node()
         self.finish()
-        return build.graph()
+        graph = build.graph()
+        if self.sequence and graph.nodes[-1].value.shape[1:2] in ((), (1,)):
+            return Graph(Value((build.input.shape[0], build.input.shape[2]), "f32"), graph.nodes)
+        return graph
 
     def pick(self, rank: int | None = None, qparams: bool = True) -> int | None:
         """A u8 value so far, later ones more often."""

@@ -20,18 +20,18 @@ F = np.float32
 def run(graph: Graph, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32 (N, *input shape) -> float32 (N, *output shape)."""
     results = [_run_sample(graph, sample) for sample in x]
-    return np.stack(results) if results else np.zeros((0, *graph.nodes[-1].value.shape), F)
+    return np.stack(results) if results else np.zeros((0, *graph.output_shape), F)
 
 
 def _run_sample(graph: Graph, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    values: list[Array] = [x]
+    values: list[Array] = [x.reshape(graph.value(0).shape)]
     for node in graph.nodes:
         inputs = [values[i] for i in node.inputs]
         described = [graph.value(i) for i in node.inputs]
         result = _FUNCTIONS[node.op](node, inputs, described)
         assert result.shape == node.value.shape, node.name
         values.append(result)
-    return values[-1].astype(F)
+    return values[-1].astype(F).reshape(graph.output_shape)
 
 
 def _code(node: Node, real: Array) -> Array:

@@ -43,7 +43,7 @@ def assert_same_graph(actual: Graph, expected: Graph) -> None:
 
 
 @pytest.mark.parametrize("codec", [None, *pqk_format.CODECS])
-@pytest.mark.parametrize("builder", ["small", "four_bits", "all_ops", "float_ops"])
+@pytest.mark.parametrize("builder", ["small", "four_bits", "all_ops", "float_ops", "sequence"])
 def test_round_trip(golden_graphs: ModuleType, tmp_path: Path, builder: str, codec: str | None) -> None:
     graph = getattr(golden_graphs, builder)()
     path = tmp_path / "net.pqk"

@@ -347,6 +347,7 @@ def test_a_reader_written_from_the_text_agrees(path: Path) -> None:
 
     graph = pqk_format.read(path)
     assert list(graph.input.shape) == metadata["input"]
+    assert (len(metadata["input"]) == 2) == ("sequence-input" in metadata.get("required_features", []))
     assert len(graph.nodes) == len(metadata["nodes"])
     for index, (node, fields) in enumerate(zip(graph.nodes, metadata["nodes"], strict=True)):
         assert (node.op, node.name, list(node.value.shape)) == (fields["op"], fields["name"], fields["shape"])

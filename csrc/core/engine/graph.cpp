@@ -71,7 +71,10 @@ std::string node_label(size_t index, const std::string& name) {
 }
 
 Graph::Graph(const RawValue& input, const Limits& limits) : limits_(limits) {
-  input_ = parse_value(input, "input", limits);
+  sequence_ = input.shape.size() == 2;
+  RawValue image = input;
+  if (sequence_) image.shape.insert(image.shape.begin() + 1, 1);
+  input_ = parse_value(image, "input", limits);
   if (input_.dtype != DType::kF32) fail("E_ENUM", "input.dtype", "'f32'", "'" + input.dtype + "'");
 }
 
@@ -106,6 +109,10 @@ void Graph::finish() const {
   if (output().dtype != DType::kF32) {
     fail("E_ENUM", node_label(nodes_.size() - 1, nodes_.back().name) + ".value.dtype",
          "'f32', it is the output", "'u8'");
+  }
+  if (sequence_ && output().height != 1) {
+    fail("E_GRAPH_SHAPE", node_label(nodes_.size() - 1, nodes_.back().name) + ".value.shape",
+         "height 1, as the input is (C, L)", std::to_string(output().height));
   }
 }
 

@@ -144,11 +144,14 @@ class Graph {
   const Value& value(int index) const { return index == 0 ? input_ : nodes_[index - 1].value; }
   const std::vector<Node>& nodes() const { return nodes_; }
   const Value& input() const { return input_; }
+  // Callers give samples (C, L), which are images of height 1, and get results without that height.
+  bool sequence() const { return sequence_; }
   const Value& output() const { return nodes_.back().value; }
   const Limits& limits() const { return limits_; }
 
  private:
   Value input_;
+  bool sequence_ = false;
   std::vector<Node> nodes_;
   Limits limits_;
 };
