@@ -92,7 +92,9 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def _run(words: list[str]) -> int:
     try:
-        result = typer.main.get_command(app).main(words or ["--help"], prog_name="pqk", standalone_mode=False)
+        result = typer.main.get_command(app).main(
+            words or ["--help"], prog_name="pqk", standalone_mode=False, obj=words
+        )
         sys.stdout.flush()
     except BrokenPipeError:
         return _end_quietly()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     data: DataSpec,
     model: Annotated[str, typer.Option("--model", metavar="NAME", help="A network of the zoo, such as ds_cnn.")],
     run_dir: Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="Directory of the run; made if absent.")],
@@ -46,7 +49,7 @@ def train(
     json: JsonPath = None,
 ) -> None:
     """Train a network; stopped at any time, it goes on with --resume and ends with the same bits."""
-    from pqk_ext.training import fit
+    from pqk_ext.training import TrainingInterrupted, fit
 
     if optimizer not in ("sgd", "adamw"):
         raise Failure(ExitCode.USAGE, f"--optimizer: expected sgd or adamw, got {optimizer!r}")
@@ -60,24 +63,29 @@ def train(
         steps = epochs * max(1, len(parts[0]) // batch_size)  # type: ignore[arg-type]
         settings = dataclasses.replace(settings, total_steps=steps)
     run_folder.describe(run_dir, run | {"config": None if settings is None else settings.to_dict()})
-    result = fit(
-        network,
-        parts[0],
-        parts[1],
-        settings,
-        run_dir,
-        epochs=epochs if settings is None else None,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        optimizer=_adamw() if optimizer == "adamw" else None,
-        seed=seed,
-        num_workers=workers,
-        diagnose_every=diagnose_every,
-        resume="auto" if resume else "never",
-        allow_inexact=allow_inexact,
-    )
+    try:
+        result = fit(
+            network,
+            parts[0],
+            parts[1],
+            settings,
+            run_dir,
+            epochs=epochs if settings is None else None,
+            batch_size=batch_size,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            optimizer=_adamw() if optimizer == "adamw" else None,
+            seed=seed,
+            num_workers=workers,
+            diagnose_every=diagnose_every,
+            resume="auto" if resume else "never",
+            allow_inexact=allow_inexact,
+        )
+    except TrainingInterrupted:
+        words = [*context.obj, *([] if resume else ["--resume"])]
+        print(f"pqk: this goes on with it: pqk {shlex.join(words)}", file=sys.stderr)
+        raise
     values = {
         "run_dir": str(run_dir),
         "best_step": result.best_step,

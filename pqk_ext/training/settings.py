@@ -15,6 +15,8 @@ from pqk_ext.training.errors import ResumeMismatchError
 
 __all__ = ["Settings", "compare_with_checkpoint", "cosine"]
 
+_SCHEDULE_VALUES = 8
+
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
@@ -78,12 +80,29 @@ class Settings:
             return self.optimizer(groups)
         return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.momentum > 0)
 
-    def to_json(self) -> dict[str, Any]:
-        """A flat, comparable form; functions are told apart by their names."""
+    def to_json(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """A flat, comparable form.
+
+        Functions are told apart by their names, the schedule also by some of its values, the optimizer's factory by
+        what it makes: its class and the options of each group.
+        """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         config = values.pop("config")
         values = {name: _function_name(value) if callable(value) else value for name, value in values.items()}
+        places = [index / _SCHEDULE_VALUES for index in range(_SCHEDULE_VALUES)]
+        values["schedule_values"] = [float(self.schedule(place)) for place in places]
+        values["optimizer_class"] = type(optimizer).__qualname__
+        for index, group in enumerate(optimizer.param_groups):
+            options = {name: value for name, value in group.items() if name not in ("params", "lr")}
+            values[f"optimizer_group_{index}"] = {name: _plain(value) for name, value in sorted(options.items())}
         return values | {f"config.{name}": value for name, value in (config.to_dict() if config else {}).items()}
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _function_name(function: Any) -> str:

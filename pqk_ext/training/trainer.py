@@ -78,7 +78,7 @@ class Trainer:
         if fresh and self.store.holds_run():
             raise FileExistsError(17, "holds a run already; resume='auto' goes on with it", str(self.run_dir))
         self.facts = {
-            "settings": self.settings.to_json(),
+            "settings": self.settings.to_json(self.optimizer),
             "data": {"train": fingerprint(self.train), "val": fingerprint(self.val)},
             "environment": describe_environment(self.device, self.group.size),
         }
@@ -92,12 +92,12 @@ class Trainer:
             return
         inexact = compare_with_checkpoint(state["facts"], self.facts, allow_inexact=allow_inexact)
         self._restore(step, state)
+        self._check_best(allow_inexact)
         self._open_metrics(state, tensorboard)
         if self.group.size == len(state["random"]):
             restore_random_states(state["random"][self.group.rank])
         else:
             self._seed()
-        self._check_best(allow_inexact)
         if inexact:
             self._note(f"resumed inexactly at step {step}: " + "; ".join(inexact))
 
@@ -366,7 +366,8 @@ class Trainer:
     def _interrupted(self, number: int | None) -> TrainingInterrupted:
         assert number is not None
         checkpoint = self.save()
-        self._tell("stopped by %s after step %d; %s", signal.Signals(number).name, self.step, checkpoint)
+        name = signal.Signals(number).name
+        self._tell("stopped by %s after step %d; the same run goes on from %s", name, self.step, checkpoint)
         return TrainingInterrupted(number, self.step, checkpoint)
 
     def _tell(self, message: str, *values: object) -> None:
