@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
 import paired
 from ways import BASELINE, TITLES, WAYS, Case, Step
 

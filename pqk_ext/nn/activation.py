@@ -79,10 +79,18 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Fake-quantized ``input``; gradients are straight-through for it and LSQ for the scale."""
-        factor = 1.0 / math.sqrt(max(1, input[0].numel()) * self.quant_max)
         return fake_quantize(
-            input, self.scale, self.zero_point, quant_min=0, quant_max=self.quant_max, grad_scale=factor
+            input,
+            self.scale,
+            self.zero_point,
+            quant_min=0,
+            quant_max=self.quant_max,
+            grad_scale=self.scale_factor(input),
         )
+
+    def scale_factor(self, input: Tensor) -> float:
+        """On the gradient of the scale, which would else grow with the number of elements of an image (LSQ)."""
+        return 1.0 / math.sqrt(max(1, math.prod(input.shape[1:])) * self.quant_max)
 
     def extra_repr(self) -> str:
         return f"quant_max={self.quant_max}, nonnegative={self.nonnegative}"

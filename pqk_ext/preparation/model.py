@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pqk_ext.nn import ActivationQuantizer, PQKLayer, Role
 from pqk_ext.nn.batch_norm import RoleBatchNorm
+from pqk_ext.nn.epilogue import epilogue
 from pqk_ext.phases import PQKController
 from pqk_ext.preparation.blocks import Block, Plan
 from pqk_ext.preparation.states import check_is_prepared, float_state_dict, load_float_weights
@@ -158,10 +159,11 @@ class PreparedModel(nn.Module):
     def _run(self, input: Tensor, role: Role, observe: bool = False) -> Tensor:
         values: list[Tensor] = []
         for block in self.plan:
-            value = input if block.op == "input" else self.compute(block, [values[i] for i in block.inputs], role)
-            if block.quantizer is not None:
-                quantizer = self.pqk_quantizers[block.quantizer]
-                assert isinstance(quantizer, ActivationQuantizer)
+            inputs = [values[i] for i in block.inputs]
+            quantizer = self._quantizer(block)
+            at_once = quantizer if role is Role.STUDENT and not observe and inputs else None
+            value = self.compute(block, inputs, role, at_once) if inputs else input
+            if quantizer is not None and at_once is None:
                 if observe:
                     quantizer.observe(value)
                 if role is Role.STUDENT:
@@ -169,30 +171,28 @@ class PreparedModel(nn.Module):
             values.append(value)
         return values[-1]
 
-    def compute(self, block: Block, inputs: list[Tensor], role: Role) -> Tensor:
-        """Value of a block in a role, given those it reads; before its quantizer."""
+    def compute(
+        self, block: Block, inputs: list[Tensor], role: Role, quantizer: ActivationQuantizer | None = None
+    ) -> Tensor:
+        """Value of a block in a role, given those it reads; fake-quantized if a quantizer is given."""
         x = inputs[0]
         if block.op in ("conv2d", "linear"):
             if block.pre_padding:
                 x = F.pad(x, _pad_amounts(block.pre_padding)[: 2 * (x.dim() - 2)])
             x = self.layer(block)(x, role)
-            x = self._normalize(block, x, role)
-            if len(inputs) == 2:
-                x = x + inputs[1]
-            return _activate(block, x)
-        if block.op == "add":
-            return _activate(block, x + inputs[1])
-        if block.op == "affine":
-            return _activate(block, self._normalize(block, x, role))
-        if block.op == "dropout":
-            return self._dropout(block, x)
-        if block.op == "lookup":
-            return self.lookup_function(block)(x)
-        if block.op in _IMAGE_OPS and x.dim() == 3:  # a sequence is an image of height 1
-            return _activate(block, _IMAGE_OPS[block.op](block, x.unsqueeze(2)).squeeze(2))
-        if block.op in _IMAGE_OPS:
-            return _activate(block, _IMAGE_OPS[block.op](block, x))
-        return _SHAPE_OPS[block.op](block, inputs)
+        elif block.op == "dropout":
+            x = self._dropout(block, x)
+        elif block.op == "lookup":
+            x = self.lookup_function(block)(x)
+        elif block.op in _IMAGE_OPS and x.dim() == 3:  # a sequence is an image of height 1
+            x = _IMAGE_OPS[block.op](block, x.unsqueeze(2)).squeeze(2)
+        elif block.op in _IMAGE_OPS:
+            x = _IMAGE_OPS[block.op](block, x)
+        elif block.op not in ("add", "affine"):
+            x = _SHAPE_OPS[block.op](block, inputs)
+        residual = inputs[1] if len(inputs) == 2 and block.op in ("conv2d", "linear", "add") else None
+        activation = None if block.op == "lookup" else block.activation
+        return epilogue(x, residual, self._batch_norm(block), activation, quantizer, role)
 
     def layer(self, block: Block) -> PQKLayer:
         """The convolution or linear layer of a block."""
@@ -204,13 +204,19 @@ class PreparedModel(nn.Module):
         """The element-wise function of a lookup block."""
         return self.get_submodule(block.module) if block.module else _LOOKUPS[block.activation or ""]
 
-    def _normalize(self, block: Block, x: Tensor, role: Role) -> Tensor:
+    def _batch_norm(self, block: Block) -> RoleBatchNorm | None:
         if block.batch_norm is None:
-            return x
+            return None
         norm = self.get_submodule(block.batch_norm)
         assert isinstance(norm, RoleBatchNorm)
-        output: Tensor = norm(x, role)
-        return output
+        return norm
+
+    def _quantizer(self, block: Block) -> ActivationQuantizer | None:
+        if block.quantizer is None:
+            return None
+        quantizer = self.pqk_quantizers[block.quantizer]
+        assert isinstance(quantizer, ActivationQuantizer)
+        return quantizer
 
     def _dropout(self, block: Block, x: Tensor) -> Tensor:
         if block.module is None:
@@ -223,14 +229,6 @@ def _after_load(module: nn.Module, _: object) -> None:
     assert isinstance(module, PreparedModel)
     module._integer.forget()
     module._integer.remember_tensors()
-
-
-def _activate(block: Block, x: Tensor) -> Tensor:
-    if block.activation == "relu":
-        return F.relu(x)
-    if block.activation == "relu6":
-        return F.relu6(x)
-    return x
 
 
 def _pad_amounts(padding: Sequence[int]) -> list[int]:
