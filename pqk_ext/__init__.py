@@ -32,6 +32,10 @@ _EXPORTS = {
     "assert_sparsity": "pqk_ext.invariants",
     "fit": "pqk_ext.training",
     "share_weights": "pqk_ext.codebook",
+    "ema_multi_avg_fn": "pqk_ext.training.averaging",
+    "controller": "pqk_ext.wrappers",
+    "step_with": "pqk_ext.wrappers",
+    "unwrap": "pqk_ext.wrappers",
 }
 _SUBMODULES = (
     "codebook",
@@ -76,6 +80,8 @@ if TYPE_CHECKING:
     from pqk_ext.invariants import assert_sparsity
     from pqk_ext.preparation import prepare
     from pqk_ext.training import fit
+    from pqk_ext.training.averaging import ema_multi_avg_fn
+    from pqk_ext.wrappers import controller, step_with, unwrap
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from pqk_ext.nn import Role
 from pqk_ext.preparation import PreparedModel, prepare
 from pqk_ext.runtime.format import SPEED_TOLERANCE, write
 from pqk_ext.runtime.graph import Graph
+from pqk_ext.wrappers import unwrap
 
 __all__ = ["calibrate", "export", "quantize_post_training"]
 
@@ -117,7 +118,8 @@ def export(
     (:func:`pqk_ext.deploy.assert_close`).
 
     Args:
-        model: what :func:`pqk_ext.prepare` or :func:`pqk_ext.share_weights` returned, or a plain float model.
+        model: what :func:`pqk_ext.prepare` returned or a module around it (such as an average of its weights), what
+            :func:`pqk_ext.share_weights` returned, or a plain float model.
         path: file to write; replaced in one step, or left as it was if anything fails.
         example_inputs: float32 batch; needed for a plain model. For a prepared one its shape is checked.
         calibration: for a plain model: one batch, batches, or a DataLoader. Not for one with shared weights.
@@ -137,12 +139,15 @@ def export(
         graph = _lower_shared(model, example_inputs, calibration)
         write(graph, target, codec=codec, speed_tolerance=speed_tolerance)
         return
+    if any(isinstance(module, PreparedModel) for module in model.modules()):
+        model = unwrap(model)
     if not isinstance(model, PreparedModel):
         if example_inputs is None or calibration is None:
             missing = "example_inputs" if example_inputs is None else "calibration"
             raise ValueError(f"{missing} is needed to export a plain float model (one that prepare did not make)")
         model = quantize_post_training(model, example_inputs=example_inputs, calibration=calibration)
     else:
+        model.pqk.synchronize()
         if calibration is not None:
             model = copy.deepcopy(model)
             calibrate(model, calibration)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pqk_ext import runtime
 from pqk_ext.deploy.evaluate import TorchGraph
-from pqk_ext.preparation import PreparedModel
+from pqk_ext.wrappers import unwrap
 
 __all__ = ["Parity", "assert_close", "assert_parity", "compare", "relative_difference"]
 
@@ -25,15 +25,16 @@ class Parity:
     different: int
 
 
-def compare(model: PreparedModel, path: str | os.PathLike[str], x: Tensor, *, num_threads: int = 1) -> Parity:
+def compare(model: nn.Module, path: str | os.PathLike[str], x: Tensor, *, num_threads: int = 1) -> Parity:
     """Compares ``model.eval()(x)``, the int8 torch ops and the runtime on the file, bit for bit.
 
     Args:
-        model: the prepared model that was exported.
+        model: the prepared model that was exported, or a module around it.
         path: its ``.pqk`` file.
         x: float32 batch.
         num_threads: of the runtime.
     """
+    model = unwrap(model)
     was_training = model.training
     expected = _bits(model.eval()(x).cpu())
     model.train(was_training)
@@ -48,11 +49,11 @@ def _bits(output: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
     return output.contiguous().numpy().view(np.int32)
 
 
-def assert_parity(model: PreparedModel, path: str | os.PathLike[str], x: Tensor, *, num_threads: int = 1) -> None:
+def assert_parity(model: nn.Module, path: str | os.PathLike[str], x: Tensor, *, num_threads: int = 1) -> None:
     """Raises unless the evaluation of ``model``, the int8 torch ops and the file give the same bits for ``x``.
 
     Args:
-        model: the prepared model that was exported.
+        model: the prepared model that was exported, or a module around it.
         path: its ``.pqk`` file.
         x: float32 batch of at least one sample.
         num_threads: of the runtime.
