@@ -208,8 +208,8 @@ def test_other_optimizers_keep_what_pqk_promises(
 def test_lbfgs_takes_the_loss_as_its_closure() -> None:
     """One ``pqk.step()`` a call of ``optimizer.step``, however often that calls the loss.
 
-    It moves parameters several times between two calls of ``pqk.step()``, which keeps step sizes positive: so it gets the
-    weights alone. Groups it refuses.
+    It moves parameters several times between two calls of ``pqk.step()``, which keeps step sizes positive: so it gets
+    the weights alone. Groups it refuses.
     """
     model = prepared(total_steps=8, teacher=False)
     weights, _ = model.pqk.parameter_groups(0.5)
