@@ -102,6 +102,13 @@ def _pad(b: _Builder, node: Node, x: str) -> str:
     return b.call("Pad", [x, _integers(b, [0, *node.attributes["before"], 0, *node.attributes["after"]])])
 
 
+def dilate(b: _Builder, node: Node, x: str) -> str:
+    """As a transposed convolution of each channel with a single 1."""
+    channels = b.source(node).shape[0]
+    ones = b.real(np.ones((channels, 1, 1, 1), np.float32))
+    return b.call("ConvTranspose", [x, ones], group=channels, kernel_shape=[1, 1], strides=node.attributes["dilation"])
+
+
 def _integers(b: _Builder, numbers: list[int]) -> str:
     array: NDArray[Any] = np.asarray(numbers, np.int64)
     return b.constant(array)
@@ -119,4 +126,4 @@ WRITE_FLOAT: dict[str, Callable[..., str]] = {
 }
 
 #: Operators on codes that move float32 values too.
-MOVES: dict[str, Callable[..., str]] = {"concat": _concat, "slice": _slice, "pad": _pad}
+MOVES: dict[str, Callable[..., str]] = {"concat": _concat, "slice": _slice, "pad": _pad, "dilate": dilate}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pqk_ext.onnx_float import MOVES, WRITE_FLOAT
+from pqk_ext.onnx_float import MOVES, WRITE_FLOAT, dilate
 from pqk_ext.runtime.graph import Graph, Node, Value
 
 if TYPE_CHECKING:
@@ -379,6 +379,7 @@ _WRITE: dict[str, Callable[..., str]] = {
     "flatten": _flatten,
     "slice": _slice,
     "pad": _pad,
+    "dilate": dilate,
     "dequantize": lambda b, node, x: x,
     "softmax": lambda b, node, x: b.call("Softmax", [x], axis=1),
 }

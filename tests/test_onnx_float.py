@@ -58,6 +58,7 @@ CASES = {
         lambda b, x: b.move("concat", [x, 0]),
         lambda b, x: b.move("pad", [x], before=[1, 0, 2], after=[0, 1, 0]),
         lambda b, x: b.move("slice", [x], start=[1, 0, 1], stop=[8, 9, 9], step=[2, 1, 3]),
+        lambda b, x: b.move("dilate", [x], dilation=[3, 2]),
         lambda b, x: b.float_linear(b.move("flatten", [x]), 7),
     ),
     **{name: lambda name=name: build(lambda b, x: b.float_map(x, name)) for name in MAPS},

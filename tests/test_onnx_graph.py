@@ -40,6 +40,8 @@ OPERATORS: dict[str, Make] = {
     "adaptive_avg_pool2d": lambda b, x: b.adaptive_avg_pool2d(x, 4, 3),
     "slice": lambda b, x: b.slice(x, (1, 0, 2), (6, 8, 9), (2, 3, 1)),
     "pad": lambda b, x: b.pad(x, (1, 0, 2), (0, 3, 1)),
+    "dilate": lambda b, x: b.dilate(x, 2, 3),
+    "transposed convolution": lambda b, x: b.conv2d(b.dilate(x, 2, 1), 7, (3, 2), padding=(2, 0, 1, 1), groups=1),
     "affine": lambda b, x: b.affine(x),
 }
 

@@ -54,6 +54,20 @@ void pad_floats(const PadParams& p, const ConstNhwcImage& input, const NhwcImage
   }
 }
 
+void dilate_floats(const DilateParams& p, const ConstNhwcImage& input, const NhwcImage& output,
+                   int64_t row_begin, int64_t row_end) {
+  for (int64_t y = row_begin; y < row_end; ++y) {
+    float* out = output.row(y);
+    std::fill(out, out + (p.out_width - 1) * output.pixel_stride + p.channels, 0.0f);
+    if (y % p.dilation[0] != 0) continue;
+    const float* in = input.row(y / p.dilation[0]);
+    for (int64_t x = 0; x < p.width; ++x) {
+      std::memcpy(out + x * p.dilation[1] * output.pixel_stride, in + x * input.pixel_stride,
+                  static_cast<size_t>(p.channels) * sizeof(float));
+    }
+  }
+}
+
 void copy_float_channels(int64_t channels, int64_t width, int64_t at, const ConstNhwcImage& input,
                          const NhwcImage& output, int64_t row_begin, int64_t row_end) {
   for (int64_t y = row_begin; y < row_end; ++y) {

@@ -15,9 +15,12 @@ int64_t import_floats(int64_t channels, int64_t height, int64_t width, const Con
 void slice_floats(const SliceParams& p, const ConstNhwcImage& input, const NhwcImage& output, int64_t row_begin,
                   int64_t row_end);
 
-// The zero point of the parameters is of no meaning here: rows of 0.
+// The zero point of the parameters is of no meaning here and below: rows of 0.
 void pad_floats(const PadParams& p, const ConstNhwcImage& input, const NhwcImage& output, int64_t row_begin,
                 int64_t row_end);
+
+void dilate_floats(const DilateParams& p, const ConstNhwcImage& input, const NhwcImage& output,
+                   int64_t row_begin, int64_t row_end);
 
 // Copies `channels` channels of every pixel to channel `at` of the output.
 void copy_float_channels(int64_t channels, int64_t width, int64_t at, const ConstNhwcImage& input,

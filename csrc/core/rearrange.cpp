@@ -59,6 +59,26 @@ void pad_rows(const PadParams& p, const Int8Image& input, const Int8Image& outpu
   }
 }
 
+void dilate_rows(const DilateParams& p, const Int8Image& input, const Int8Image& output, int64_t row_begin,
+                 int64_t row_end) {
+  // Else the bytes behind a pixel's channels are other values of a concatenation.
+  const bool alone = output.pixel_stride == int8_pixel_stride(p.channels);
+  for (int64_t y = row_begin; y < row_end; ++y) {
+    uint8_t* out = output.data + y * output.row_stride;
+    if (alone) {
+      std::memset(out, p.zero_point, static_cast<size_t>(p.out_width * output.pixel_stride));
+    } else {
+      for (int64_t x = 0; x < p.out_width; ++x)
+        fill_codes(out + x * output.pixel_stride, p.zero_point, p.channels);
+    }
+    if (y % p.dilation[0] != 0) continue;
+    const uint8_t* in = input.data + y / p.dilation[0] * input.row_stride;
+    for (int64_t x = 0; x < p.width; ++x) {
+      copy_codes(out + x * p.dilation[1] * output.pixel_stride, in + x * input.pixel_stride, p.channels);
+    }
+  }
+}
+
 void copy_channels(int64_t channels, int64_t width, int64_t at, const Int8Image& input, const Int8Image& output,
                    int64_t row_begin, int64_t row_end) {
   for (int64_t y = row_begin; y < row_end; ++y) {

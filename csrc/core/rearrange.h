@@ -1,5 +1,5 @@
-// Operators that only move codes: slice, pad, concat, flatten. Copies run at memory speed with memcpy, so they
-// are built once.
+// Operators that only move codes: slice, pad, dilate, concat, flatten. Copies run at memory speed with memcpy,
+// so they are built once.
 #pragma once
 
 #include "core/int8_conv2d.h"
@@ -21,6 +21,16 @@ struct PadParams {
 };
 void pad_rows(const PadParams& p, const Int8Image& input, const Int8Image& output, int64_t row_begin,
               int64_t row_end);
+
+struct DilateParams {
+  int64_t channels, width;  // of the input
+  int64_t out_width;
+  int64_t dilation[2];
+  uint8_t zero_point;
+};
+// Every pixel to `dilation` times its row and column; the zero point to all others.
+void dilate_rows(const DilateParams& p, const Int8Image& input, const Int8Image& output, int64_t row_begin,
+                 int64_t row_end);
 
 // Copies `channels` channels of every pixel to channel `at` of the output.
 void copy_channels(int64_t channels, int64_t width, int64_t at, const Int8Image& input, const Int8Image& output,

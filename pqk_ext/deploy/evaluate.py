@@ -231,6 +231,13 @@ def _pad(step: _Step, x: Tensor) -> Tensor:
     return F.pad(x, [left, right, top, bottom, front, back], value=float(_zero_point(step)))
 
 
+def _dilate(step: _Step, x: Tensor) -> Tensor:
+    rows, columns = step.node.attributes["dilation"]
+    result = torch.full((len(x), *step.node.value.shape), float(_zero_point(step)), device=x.device)
+    result[:, :, ::rows, ::columns] = x
+    return result
+
+
 def _dequantize(step: _Step, x: Tensor) -> Tensor:
     return (x - _zero_point(step)) * _scalar(step.sources[0].scale, x)
 
@@ -269,6 +276,7 @@ _RUN: dict[str, Callable[..., Tensor]] = {
     "flatten": lambda step, x: x.flatten(1),
     "slice": _slice,
     "pad": _pad,
+    "dilate": _dilate,
     "dequantize": _dequantize,
     "softmax": _softmax,
 }

@@ -31,10 +31,10 @@ MAX_BIAS = 2.0**96
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
 _AT_LEAST_ONE = {"stride", "dilation", "groups", "kernel", "step", "output_size"}
 _DTYPES = {"u8": np.uint8, "i8": np.int8, "f32": np.float32}
-_KEEPS_CODES = {"max_pool2d", "flatten", "pad"}
+_KEEPS_CODES = {"max_pool2d", "flatten", "pad", "dilate"}
 # Those that move values of either dtype.
-_MOVES = {"concat", "flatten", "slice", "pad"}
-_NEEDS_ZERO_POINT = {"conv2d", "linear", "add", "avg_pool2d", "adaptive_avg_pool2d", "pad", "dequantize"}
+_MOVES = {"concat", "flatten", "slice", "pad", "dilate"}
+_NEEDS_ZERO_POINT = {"conv2d", "linear", "add", "avg_pool2d", "adaptive_avg_pool2d", "pad", "dilate", "dequantize"}
 
 
 def _refuse(code: str, field: str, expected: str, got: object) -> NoReturn:

@@ -28,6 +28,7 @@ adaptive_avg_pool2d the same with torch's windows: rows floor(i * H / O) to ceil
 flatten             (C, H, W) -> (C * H * W,), C slowest; u8 or f32
 slice               x[start:stop:step] along C, H, W
 pad                 x with before/after rows of zero_point along C, H, W; of 0 around float32
+dilate              x[i, j] at row i * dilation[0] and column j * dilation[1], zero_point (0 for float32) elsewhere
 dequantize          (x - zp_x) * scale_x, to f32
 softmax             f32 (C,): e[c] = exp_nonpositive(x[c] - max x); e[c] / sum e, summed in channel order
 =================== ============================================================================================
@@ -181,6 +182,7 @@ OPS: dict[str, OpSchema] = {
     "flatten": OpSchema((1, 1)),
     "slice": OpSchema((1, 1), {"start": 3, "stop": 3, "step": 3}),
     "pad": OpSchema((1, 1), {"before": 3, "after": 3}),
+    "dilate": OpSchema((1, 1), {"dilation": 2}),
     "dequantize": OpSchema((1, 1)),
     "softmax": OpSchema((1, 1)),
     "float_conv2d": OpSchema(

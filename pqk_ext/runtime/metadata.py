@@ -29,7 +29,7 @@ VERSION, FEATURE_VERSION = (1, 0), (1, 1)
 CODECS: tuple[str, ...] = tuple(_core.codec_names())
 _CODEC_FEATURES = _core.codec_features()
 #: What files may require: operators or codecs that version 1.0 had not.
-FEATURES: tuple[str, ...] = tuple(sorted({"float-codebook", "sequence-input", *_CODEC_FEATURES.values()}))
+FEATURES: tuple[str, ...] = tuple(sorted({"dilate", "float-codebook", "sequence-input", *_CODEC_FEATURES.values()}))
 
 # What is left out of a node; a float has no default.
 _DEFAULTS: dict[str, int | list[int]] = {
@@ -45,6 +45,8 @@ _DEFAULTS: dict[str, int | list[int]] = {
     "before": [0, 0, 0],
     "after": [0, 0, 0],
 }
+# Operators of version 1.0 that it had for codes only, and those like them.
+_MOVES = ("concat", "slice", "pad", "dilate")
 _NODE_KEYS = {"op", "name", "inputs", "shape", "dtype", "scale", "zero_point", "weight"}
 _DTYPES = {"u8": np.uint8, "i8": np.int8, "f32": np.float32}
 
@@ -112,8 +114,10 @@ def _required_features(graph: Graph, weights: Mapping[int, WeightRecord]) -> lis
     """The features that a file of this graph needs, sorted."""
     features = {_CODEC_FEATURES[weight.codec] for weight in weights.values() if weight.codec in _CODEC_FEATURES}
     for node in graph.nodes:
-        if node.op in FLOAT_OPS or (node.op in ("concat", "slice", "pad") and node.value.dtype == "f32"):
+        if node.op in FLOAT_OPS or (node.op in _MOVES and node.value.dtype == "f32"):
             features.add("float-codebook")
+        if node.op == "dilate":
+            features.add("dilate")
     if graph.sequence:
         features.add("sequence-input")
     return sorted(features)

@@ -228,6 +228,12 @@ def _pad(node: _Node) -> Shape:
     return tuple(size + before + after for size, before, after in rows)
 
 
+def _dilate(node: _Node) -> Shape:
+    channels, *sizes = node.input(0, 3)
+    rows, columns = ((size - 1) * step + 1 for size, step in zip(sizes, node.numbers("dilation"), strict=True))
+    return (channels, rows, columns)
+
+
 def _softmax(node: _Node) -> Shape:
     return node.input(0, 1)
 
@@ -246,6 +252,7 @@ _INFER: dict[str, Callable[[_Node], Shape]] = {
     "flatten": _flatten,
     "slice": _slice,
     "pad": _pad,
+    "dilate": _dilate,
     "dequantize": _same,
     "softmax": _softmax,
     "float_conv2d": _float_conv2d,

@@ -204,6 +204,32 @@ def sequence() -> Graph:
     return Graph(Value((5, 21), "f32"), nodes)
 
 
+def dilated() -> Graph:
+    """Zeros between pixels, before a convolution in groups: a transposed convolution."""
+    rng = np.random.default_rng(7)
+    conv = {**CONV, "padding": [2, 1, 1, 2], "groups": 2}
+    nodes = (
+        Node("quantize", "input", (0,), value(4, 3, 5, zero_point=131), dict(CODES)),
+        Node("dilate", "up_dilate", (1,), value(4, 5, 13, zero_point=131), {"dilation": [2, 3]}),
+        Node(
+            "conv2d",
+            "up",
+            (2,),
+            value(6, 6, 14, scale=0.1, zero_point=9),
+            conv,
+            {"weight": weight(rng, 6, 2, 3, 3, density=0.8), **affine(rng, 6)},
+        ),
+        Node("dequantize", "output", (3,), Value((6, 6, 14), "f32")),
+    )
+    return Graph(Value((4, 3, 5), "f32"), nodes)
+
+
+def float_dilated() -> Graph:
+    """The same operator on float32 values."""
+    nodes = (Node("dilate", "up", (0,), Value((2, 4, 1), "f32"), {"dilation": [3, 1]}),)
+    return Graph(Value((2, 2, 1), "f32"), nodes)
+
+
 def golden() -> dict[str, tuple[Graph, str | None]]:
     """File name, graph and codec (None: the smallest) of every golden file."""
     first = ("raw", "bitmask", "csr", "huffman", "sparse-huffman")
@@ -213,6 +239,8 @@ def golden() -> dict[str, tuple[Graph, str | None]]:
         "v1.0/all_ops.pqk": (all_ops(), None),
         "v1.1/float_ops.pqk": (float_ops(), "huffman"),
         "v1.1/sequence.pqk": (sequence(), "huffman"),
+        "v1.1/dilated.pqk": (dilated(), "huffman"),
+        "v1.1/float_dilated.pqk": (float_dilated(), None),
         **{f"v1.1/{codec}.pqk": (small(), codec) for codec in pqk_format.CODECS if codec not in first},
     }
 

@@ -201,6 +201,9 @@ class RandomFloatGraph:
         x = self.pick()
         self.build.move("pad", [x], before=list(self.ints(3, 0, 2)), after=list(self.ints(3, 0, 2)))
 
+    def dilate(self) -> None:
+        self.build.move("dilate", [self.pick()], dilation=list(self.ints(2, 1, 3)))
+
     def codes(self) -> None:
         """The input through operators on codes, which are exact: floats of a convolution or of dequantize."""
         codes = self.build.quantize(0)

@@ -207,6 +207,13 @@ def _pad(node: Node, inputs: list[Array]) -> Array:
     return np.pad(inputs[0], list(zip(node.attributes["before"], node.attributes["after"], strict=True)))
 
 
+def _dilate(node: Node, inputs: list[Array]) -> Array:
+    result = np.zeros(node.value.shape)
+    rows, columns = node.attributes["dilation"]
+    result[:, ::rows, ::columns] = inputs[0]
+    return result
+
+
 _FUNCTIONS = {
     "float_conv2d": _conv2d,
     "float_linear": _linear,
@@ -221,5 +228,6 @@ _MOVES = {
     "concat": _both(lambda node, inputs: np.concatenate(inputs)),
     "slice": _both(_slice),
     "pad": _both(_pad),
+    "dilate": _both(_dilate),
     "flatten": _both(lambda node, inputs: inputs[0].reshape(-1)),
 }

@@ -154,6 +154,9 @@ class Builder:
     def pad(self, x: int, before: Any, after: Any) -> int:
         return self.add("pad", [x], {"before": list(before), "after": list(after)}, qparams=self.kept(x))
 
+    def dilate(self, x: int, rows: int, columns: int) -> int:
+        return self.add("dilate", [x], {"dilation": [rows, columns]}, qparams=self.kept(x))
+
     def dequantize(self, x: int) -> int:
         return self.add("dequantize", [x], dtype="f32")
 
@@ -223,7 +226,7 @@ class RandomGraph:
     def node(self) -> None:
         makers = [self.conv2d, self.conv2d, self.depthwise, self.residual_conv, self.linear, self.add, self.concat]
         makers += [self.affine, self.lookup, self.max_pool, self.avg_pool, self.adaptive, self.flatten, self.slice]
-        makers += [self.pad, self.requantize]
+        makers += [self.pad, self.dilate, self.requantize]
         makers[self.int(0, len(makers) - 1)]()
 
     def windows(self, x: int) -> tuple[Any, Any, Any, Any]:
@@ -327,6 +330,10 @@ class RandomGraph:
     def pad(self) -> None:
         if (x := self.pick(3)) is not None:
             self.build.pad(x, self.ints(3, 0, 2), self.ints(3, 0, 2))
+
+    def dilate(self) -> None:
+        if (x := self.pick(3)) is not None:
+            self.build.dilate(x, *self.ints(2, 1, 3))
 
     def requantize(self) -> None:
         """Through float32 and back: a convolution's or a flatten's floats, or dequantize."""

@@ -181,6 +181,15 @@ def _pad(node: Node, inputs: list[Array], described: list[Value]) -> Array:
     return np.pad(inputs[0], widths, constant_values=described[0].zero_point)
 
 
+def _dilate(node: Node, inputs: list[Array], described: list[Value]) -> Array:
+    result = np.full(node.value.shape, described[0].zero_point or 0, inputs[0].dtype)
+    for row in range(inputs[0].shape[1]):
+        for column in range(inputs[0].shape[2]):
+            at = row * node.attributes["dilation"][0], column * node.attributes["dilation"][1]
+            result[:, at[0], at[1]] = inputs[0][:, row, column]
+    return result
+
+
 def _dequantize(node: Node, inputs: list[Array], described: list[Value]) -> Array:
     return _centred(inputs[0], described[0]).astype(F) * F(described[0].scale)
 
@@ -228,6 +237,7 @@ _FUNCTIONS = {
     "flatten": _flatten,
     "slice": _slice,
     "pad": _pad,
+    "dilate": _dilate,
     "dequantize": _dequantize,
     "softmax": _softmax,
 }

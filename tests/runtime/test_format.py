@@ -43,7 +43,7 @@ def assert_same_graph(actual: Graph, expected: Graph) -> None:
 
 
 @pytest.mark.parametrize("codec", [None, *pqk_format.CODECS])
-@pytest.mark.parametrize("builder", ["small", "four_bits", "all_ops", "float_ops", "sequence"])
+@pytest.mark.parametrize("builder", ["small", "four_bits", "all_ops", "float_ops", "sequence", "dilated"])
 def test_round_trip(golden_graphs: ModuleType, tmp_path: Path, builder: str, codec: str | None) -> None:
     graph = getattr(golden_graphs, builder)()
     path = tmp_path / "net.pqk"
@@ -56,7 +56,8 @@ def test_round_trip(golden_graphs: ModuleType, tmp_path: Path, builder: str, cod
 
 
 def test_golden_graphs_use_every_operator(golden_graphs: ModuleType) -> None:
-    assert {node.op for node in golden_graphs.all_ops().nodes} == set(OPS) - FLOAT_OPS
+    used = {node.op for make in (golden_graphs.all_ops, golden_graphs.dilated) for node in make().nodes}
+    assert used == set(OPS) - FLOAT_OPS
     assert {node.op for node in golden_graphs.float_ops().nodes} > FLOAT_OPS
 
 

@@ -349,6 +349,8 @@ def test_a_reader_written_from_the_text_agrees(path: Path) -> None:
     assert list(graph.input.shape) == metadata["input"]
     assert (len(metadata["input"]) == 2) == ("sequence-input" in metadata.get("required_features", []))
     assert len(graph.nodes) == len(metadata["nodes"])
+    ops = {fields["op"] for fields in metadata["nodes"]}
+    assert ("dilate" in ops) == ("dilate" in metadata.get("required_features", []))
     for index, (node, fields) in enumerate(zip(graph.nodes, metadata["nodes"], strict=True)):
         assert (node.op, node.name, list(node.value.shape)) == (fields["op"], fields["name"], fields["shape"])
         assert list(node.inputs) == fields.get("inputs", [index])

@@ -42,6 +42,8 @@ class Checker : public NodeChecker {
         return slice();
       case Op::kPad:
         return pad();
+      case Op::kDilate:
+        return dilate();
       case Op::kDequantize:
         return dequantize();
       case Op::kSoftmax:
@@ -210,6 +212,14 @@ class Checker : public NodeChecker {
     const Attributes& a = node_.attributes;
     shape_is(3, in_.channels + a.before[0] + a.after[0], in_.height + a.before[1] + a.after[1],
              in_.width + a.before[2] + a.after[2]);
+  }
+
+  void dilate() const {
+    if (in_.dtype == DType::kU8) input_codes(0);
+    input_image();
+    passes_codes();
+    const int64_t* dilation = node_.attributes.dilation;
+    shape_is(3, in_.channels, (in_.height - 1) * dilation[0] + 1, (in_.width - 1) * dilation[1] + 1);
   }
 
   void dequantize() const {

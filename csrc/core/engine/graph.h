@@ -33,6 +33,7 @@ enum class Op {
   kFlatten,
   kSlice,
   kPad,
+  kDilate,
   kDequantize,
   kSoftmax,
   // Float codebooks: float32 in and out.

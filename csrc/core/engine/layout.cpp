@@ -134,7 +134,8 @@ void Layout::find_hosts() {
 
 void Layout::find_imports() {
   for (const Node& node : graph_.nodes()) {
-    const bool moves = node.op == Op::kConcat || node.op == Op::kSlice || node.op == Op::kPad;
+    const bool moves =
+        node.op == Op::kConcat || node.op == Op::kSlice || node.op == Op::kPad || node.op == Op::kDilate;
     for (const int input : node.inputs) {
       if (graph_.value(input).dtype != DType::kF32 || !(is_float_op(node.op) || moves)) continue;
       const int root = root_[input];

@@ -68,6 +68,7 @@ std::unique_ptr<Step> make_step(const StepContext& context) {
     case Op::kFlatten:
     case Op::kSlice:
     case Op::kPad:
+    case Op::kDilate:
       return make_move_step(context);
     default:
       return is_float_op(context.node.op) ? make_float_step(context) : make_map_step(context);

@@ -72,6 +72,7 @@ const std::vector<OpSchema>& schemas() {
       {"flatten", 1, 1, {}, {}, {}},
       {"slice", 1, 1, {"start", "stop", "step"}, {}, {}},
       {"pad", 1, 1, {"before", "after"}, {}, {}},
+      {"dilate", 1, 1, {"dilation"}, {}, {}},
       {"dequantize", 1, 1, {}, {}, {}},
       {"softmax", 1, 1, {}, {}, {}},
       {"float_conv2d",

@@ -115,10 +115,10 @@ std::unique_ptr<Step> make_coded_step(const StepContext& context, const Conv2dSh
 std::unique_ptr<Step> make_map_step(
     const StepContext& context);  // quantize, add, affine, lookup, dequantize, softmax
 std::unique_ptr<Step> make_pool_step(const StepContext& context);        // the three pools
-std::unique_ptr<Step> make_move_step(const StepContext& context);        // concat, flatten, slice, pad
+std::unique_ptr<Step> make_move_step(const StepContext& context);        // concat, flatten, slice, pad, dilate
 std::unique_ptr<Step> make_float_conv_step(const StepContext& context);  // float_conv2d and float_linear
 std::unique_ptr<Step> make_float_step(const StepContext& context);       // the other operators float_...
-std::unique_ptr<Step> make_float_move_step(const StepContext& context);  // concat, slice, pad of floats
+std::unique_ptr<Step> make_float_move_step(const StepContext& context);  // concat, slice, pad, dilate of floats
 // Copies a value to where float operators read it (Layout::imports); says where the graph's input has a NaN.
 std::unique_ptr<Step> make_import_step(const Graph& graph, const Layout& layout, int value);
 // Puts the dense NHWC output in NCHW order.

@@ -150,6 +150,17 @@ std::unique_ptr<Step> pad(const StepContext& context) {
                  });
 }
 
+std::unique_ptr<Step> dilate(const StepContext& context) {
+  const Value &in = context.in(), &out = context.out();
+  const int64_t* dilation = context.node.attributes.dilation;
+  const DilateParams params{in.channels, in.width, out.width, {dilation[0], dilation[1]}, 0};
+  return step_of("copy", out.height, 2 * kFloatBytes * out.numel(), kBytesPerThread,
+                 [params, input = context.in_float_image(), output = context.out_floats()](
+                     const Frame& frame, int64_t begin, int64_t end) {
+                   dilate_floats(params, input.read_image(frame), output.image(frame), begin, end);
+                 });
+}
+
 }  // namespace
 
 std::unique_ptr<Step> make_float_step(const StepContext& context) {
@@ -171,8 +182,10 @@ std::unique_ptr<Step> make_float_move_step(const StepContext& context) {
       return concat(context);
     case Op::kSlice:
       return slice(context);
-    default:
+    case Op::kPad:
       return pad(context);
+    default:
+      return dilate(context);
   }
 }
 

@@ -60,6 +60,18 @@ std::unique_ptr<Step> pad(const StepContext& context) {
                  });
 }
 
+std::unique_ptr<Step> dilate(const StepContext& context) {
+  const Value &in = context.in(), &out = context.out();
+  const int64_t* dilation = context.node.attributes.dilation;
+  const DilateParams params{
+      in.channels, in.width, out.width, {dilation[0], dilation[1]}, static_cast<uint8_t>(in.zero_point)};
+  return step_of("copy", out.height, 2 * out.numel(), kBytesPerThread,
+                 [params, input = context.in_image(), output = context.out_image()](
+                     const Frame& frame, int64_t begin, int64_t end) {
+                   dilate_rows(params, input.at(frame), output.at(frame), begin, end);
+                 });
+}
+
 std::unique_ptr<Step> flatten_codes(const StepContext& context) {
   const Value& in = context.in();
   return step_of("copy", in.channels, 2 * in.numel(), kBytesPerThread,
@@ -98,6 +110,9 @@ std::unique_ptr<Step> make_move_step(const StepContext& context) {
     case Op::kPad:
       if (context.out().dtype == DType::kF32) return make_float_move_step(context);
       return pad(context);
+    case Op::kDilate:
+      if (context.out().dtype == DType::kF32) return make_float_move_step(context);
+      return dilate(context);
     default:
       if (context.out().dtype == DType::kU8) return flatten_codes(context);
       return reorder_floats(context.in(), context.in_floats(), context.out_floats());
