@@ -1,9 +1,12 @@
-// What masked_linear and masked_conv2d share: the mask's checks, and the choice between torch's dense kernels
-// on the masked weight and the sparse kernel on what the mask keeps.
+// What masked_linear and masked_conv2d share: the mask's checks, the masked weight for torch's dense kernels,
+// and what the kernels of kept weights (core/masked_conv2d.h) want to know.
 #pragma once
 
+#include <stdexcept>
+
+#include "core/masked_conv2d.h"
 #include "core/masked_weight.h"
-#include "torch/sparse.h"
+#include "torch/check.h"
 
 namespace pqk::torch_ops {
 
@@ -42,54 +45,88 @@ inline Tensor masked_weight(const Tensor& weight, const Tensor& mask) {
   return output;
 }
 
-// Measured: below these the sparse kernel does not pay for making the index.
-constexpr double kSparseDensity = 0.25;
-constexpr int64_t kSparsePositions = 32;  // outputs that share one weight
-constexpr int64_t kSparsePerRow = 8;      // kept weights of an output channel
+enum class KernelChoice { kAuto, kDense, kSparse };
 
-// How many weights to give the sparse kernel, or -1 for the dense one, which also refuses what does not fit.
-// `positions` is the number of outputs that share one weight.
-inline int64_t sparse_count(const Tensor& input, const Tensor& weight, const Tensor& mask,
-                            const std::optional<Tensor>& bias, int64_t positions) {
-  const ScalarType dtype = weight.scalar_type();
-  const int64_t rows = weight.size(0), count = weight.numel();
-  const bool fits = (dtype == ScalarType::Float || dtype == ScalarType::Double) && input.is_cpu() &&
-                    input.scalar_type() == dtype && count <= INT32_MAX && weight.is_contiguous() &&
-                    mask.is_contiguous() &&
-                    (!bias.has_value() || (bias->is_cpu() && bias->scalar_type() == dtype &&
-                                           bias->is_contiguous() && bias->dim() == 1 && bias->size(0) == rows));
-  if (!fits || positions < kSparsePositions) return -1;
-  const int64_t kept = count_kept(static_cast<const uint8_t*>(mask.const_data_ptr()), count, TorchParallel());
-  const bool pays = static_cast<double>(kept) <= kSparseDensity * static_cast<double>(count);
-  return pays && kept >= kSparsePerRow * rows ? kept : -1;
+inline KernelChoice check_kernel(const std::string& kernel, const char* op) {
+  if (kernel == "auto") return KernelChoice::kAuto;
+  if (kernel == "dense") return KernelChoice::kDense;
+  STD_TORCH_CHECK(kernel == "sparse", op, ": kernel must be auto, dense or sparse, got ", kernel);
+  return KernelChoice::kSparse;
 }
 
-// The sparse kernel on what the mask keeps of a contiguous weight.
-template <class Value>
-void run_masked_as(SparseType type, const Conv2dShape& shape, const Tensor& weight, const Tensor& mask,
-                   int64_t kept, const SparseInput& input, const std::optional<Tensor>& bias,
-                   const SparseOutput& output, const char* op) {
-  const int64_t rows = weight.size(0);
-  const CsrMatrix<Value> csr =
-      csr_from_mask(weight.const_data_ptr<Value>(), static_cast<const uint8_t*>(mask.const_data_ptr()), rows,
-                    weight.numel() / rows, kept);
-  SparseEpilogue epilogue{};
-  epilogue.bias = bias.has_value() ? bias->const_data_ptr() : nullptr;
+inline bool is_float(const Tensor& tensor) { return tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float; }
+
+inline bool fits_bias(const std::optional<Tensor>& bias, int64_t channels) {
+  return !bias.has_value() || (is_float(*bias) && bias->dim() == 1 && bias->size(0) == channels);
+}
+
+// As torch decides whether a tensor of 4 dimensions is to be treated as channels_last.
+inline bool is_channels_last(const Tensor& tensor) {
+  if (tensor.dim() != 4 || tensor.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (const int axis : {1, 3, 2, 0}) {
+    if (tensor.size(axis) == 0 || tensor.stride(axis) < least) return false;
+    if (axis == 0 && least == tensor.stride(1)) return false;
+    least = tensor.stride(axis) * std::max<int64_t>(tensor.size(axis), 1);
+  }
+  return true;
+}
+
+inline torch::headeronly::MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? torch::headeronly::MemoryFormat::ChannelsLast
+                       : torch::headeronly::MemoryFormat::Contiguous;
+}
+
+// A weight whose rows kernels can read, with its mask; both in one layout.
+struct WeightArguments {
+  WeightArguments(const Tensor& weight, const Tensor& mask)
+      : channels_last(is_channels_last(weight)),
+        weight(torch::stable::contiguous(weight, memory_format(channels_last))),
+        mask(torch::stable::contiguous(mask, memory_format(channels_last))) {}
+
+  MaskedWeight get() const {
+    return {weight.const_data_ptr<float>(), static_cast<const uint8_t*>(mask.const_data_ptr()), channels_last};
+  }
+
+  bool channels_last;
+  Tensor weight, mask;
+};
+
+// Which of the steps run on the kept weights; `possible` says whether the arguments allow it.
+class Planner {
+ public:
+  Planner(KernelChoice choice, bool possible, const Conv2dShape& shape, int64_t images, const Tensor& mask,
+          bool channels_last, const char* op)
+      : choice_(choice), possible_(possible), shape_(shape), images_(images), channels_last_(channels_last) {
+    STD_TORCH_CHECK(choice != KernelChoice::kSparse || possible, op,
+                    ": kernel sparse is for float32 on the CPU, without groups, and not for empty tensors");
+    if (choice == KernelChoice::kAuto && possible) {
+      const Tensor masks = torch::stable::contiguous(mask, memory_format(is_channels_last(mask)));
+      kept_ = count_kept(static_cast<const uint8_t*>(masks.const_data_ptr()), masks.numel(), TorchParallel());
+    }
+  }
+
+  bool sparse(MaskedStep step) const {
+    if (choice_ != KernelChoice::kAuto || !possible_) return choice_ == KernelChoice::kSparse;
+    return masked_conv2d_wins(step, shape_, images_, kept_, channels_last_);
+  }
+
+ private:
+  KernelChoice choice_;
+  bool possible_;
+  Conv2dShape shape_;
+  int64_t images_;
+  bool channels_last_;
+  int64_t kept_ = 0;
+};
+
+// Runs a kernel; an image that is too large for it is an error that names the op.
+template <class Body>
+void run_masked(const char* op, const Body& body) {
   try {
-    sparse_conv2d(type, shape, {csr.crow_indices.data(), csr.col_indices.data(), csr.values.data()}, input,
-                  epilogue, output, TorchParallel());
+    body();
   } catch (const std::length_error& error) {
     STD_TORCH_CHECK(false, op, ": ", error.what());
-  }
-}
-
-inline void run_masked(const Conv2dShape& shape, const Tensor& weight, const Tensor& mask, int64_t kept,
-                       const SparseInput& input, const std::optional<Tensor>& bias, const SparseOutput& output,
-                       const char* op) {
-  if (weight.scalar_type() == ScalarType::Float) {
-    run_masked_as<float>(SparseType::kFloat, shape, weight, mask, kept, input, bias, output, op);
-  } else {
-    run_masked_as<double>(SparseType::kDouble, shape, weight, mask, kept, input, bias, output, op);
   }
 }
 

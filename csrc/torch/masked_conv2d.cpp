@@ -1,9 +1,13 @@
 #include <array>
+#include <tuple>
 
 #include "torch/masked.h"
 
 namespace pqk::torch_ops {
 namespace {
+
+using torch::stable::detail::from;
+using torch::stable::detail::to;
 
 struct Geometry {
   std::vector<int64_t> stride, padding, dilation;
@@ -12,27 +16,48 @@ struct Geometry {
 
 Tensor torch_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                     const Geometry& geometry) {
-  using torch::stable::detail::from;
   std::array<StableIValue, 7> stack{from(input),           from(weight),           from(bias),
                                     from(geometry.stride), from(geometry.padding), from(geometry.dilation),
                                     from(geometry.groups)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::conv2d", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  return to<Tensor>(stack[0]);
+}
+
+// Gradients of input and weight; one that is not wanted is not computed.
+std::array<Tensor, 2> torch_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                     const Geometry& geometry, bool want_input, bool want_weight) {
+  const std::array<bool, 3> wanted{want_input, want_weight, false};
+  std::array<StableIValue, 11> stack{from(grad),
+                                     from(input),
+                                     from(weight),
+                                     from(std::optional<std::vector<int64_t>>()),
+                                     from(geometry.stride),
+                                     from(geometry.padding),
+                                     from(geometry.dilation),
+                                     from(false),
+                                     from(std::vector<int64_t>{0, 0}),
+                                     from(geometry.groups),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted.data(), 3))};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
+  to<Tensor>(stack[2]);  // owned by nobody else
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
 // False for whatever torch's own convolution should handle or refuse.
 bool fill_shape(const Tensor& input, const Tensor& weight, const Geometry& geometry, Conv2dShape& shape) {
   const bool regular = input.dim() == 4 && weight.dim() == 4 && geometry.groups == 1 && weight.numel() > 0 &&
-                       input.size(1) == weight.size(1) && input.is_contiguous() &&
+                       input.numel() > 0 && input.size(1) == weight.size(1) && weight.numel() <= INT32_MAX &&
                        geometry.stride.size() == 2 && geometry.padding.size() == 2 &&
-                       geometry.dilation.size() == 2;
+                       geometry.dilation.size() == 2 && is_float(input) && is_float(weight);
   if (!regular) return false;
   int64_t out[2];
   for (int axis = 0; axis < 2; ++axis) {
     const int64_t stride = geometry.stride[axis], pad = geometry.padding[axis],
                   dilation = geometry.dilation[axis];
+    if (stride < 1 || pad < 0 || dilation < 1) return false;
     const int64_t room = input.size(2 + axis) + 2 * pad - dilation * (weight.size(2 + axis) - 1) - 1;
-    if (stride < 1 || pad < 0 || dilation < 1 || room < 0) return false;
+    if (room < 0) return false;
     out[axis] = room / stride + 1;
   }
   shape = {input.size(1),
@@ -55,26 +80,120 @@ bool fill_shape(const Tensor& input, const Tensor& weight, const Geometry& geome
   return true;
 }
 
+// Torch's convolutions give channels_last where input or weight is so.
+bool gives_channels_last(const Tensor& input, const Tensor& weight) {
+  return is_channels_last(input) || is_channels_last(weight);
+}
+
+Tensor new_images(const Tensor& like, int64_t channels, int64_t height, int64_t width, bool channels_last) {
+  return torch::stable::empty({like.size(0), channels, height, width}, ScalarType::Float, std::nullopt,
+                              like.device(), std::nullopt, memory_format(channels_last));
+}
+
+// Either layout is read as it lies; others are copied.
+Tensor dense_images(const Tensor& tensor, bool channels_last) {
+  return tensor.stride(1) == 1 || tensor.stride(3) == 1
+             ? tensor
+             : torch::stable::contiguous(tensor, memory_format(channels_last));
+}
+
+ImageBatch batch(const Tensor& t) {
+  return {static_cast<float*>(t.data_ptr()), t.size(0), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
 Tensor masked_conv2d_cpu(const Tensor& input, const Tensor& weight, const Tensor& mask,
                          std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                         std::vector<int64_t> dilation, int64_t groups) {
+                         std::vector<int64_t> dilation, int64_t groups, std::string kernel) {
   constexpr const char* kOp = "pqk::masked_conv2d";
   check_mask(weight, mask, kOp);
   const Geometry geometry{stride, padding, dilation, groups};
   Conv2dShape shape{};
-  int64_t kept = -1;
-  if (fill_shape(input, weight, geometry, shape)) {
-    kept = sparse_count(input, weight, mask, bias, input.size(0) * shape.out_height * shape.out_width);
+  const bool possible = fill_shape(input, weight, geometry, shape) && fits_bias(bias, weight.size(0));
+  const bool channels_last = gives_channels_last(input, weight);
+  const Planner planner(check_kernel(kernel, kOp), possible, shape, input.size(0), mask, channels_last, kOp);
+  if (!planner.sparse(MaskedStep::kOutput)) {
+    return torch_conv2d(input, masked_weight(weight, mask), bias, geometry);
   }
-  if (kept < 0) return torch_conv2d(input, masked_weight(weight, mask), bias, geometry);
-  const int64_t pixels = shape.out_height * shape.out_width;
-  Tensor output = torch::stable::new_empty(
-      input, {input.size(0), shape.out_channels, shape.out_height, shape.out_width}, input.scalar_type());
-  run_masked(shape, weight, mask, kept,
-             {input.const_data_ptr(), input.size(0), input.stride(0), input.stride(1), input.stride(2),
-              input.stride(3)},
-             bias, {output.mutable_data_ptr(), shape.out_channels * pixels, pixels, 1}, kOp);
+  const WeightArguments weights(weight, mask);
+  const Tensor images = dense_images(input, channels_last);
+  std::optional<Tensor> biases;
+  if (bias.has_value()) biases = torch::stable::contiguous(*bias);
+  Tensor output = new_images(input, shape.out_channels, shape.out_height, shape.out_width, channels_last);
+  run_masked(kOp, [&] {
+    masked_conv2d(shape, weights.get(), biases.has_value() ? biases->const_data_ptr<float>() : nullptr,
+                  batch(images), batch(output), TorchParallel());
+  });
   return output;
+}
+
+struct BackwardArguments {
+  const Tensor &grad, &input, &weight, &mask;
+  const Geometry& geometry;
+  const Conv2dShape& shape;
+  bool channels_last;
+};
+
+Tensor sparse_grad_input(const BackwardArguments& a, const char* op) {
+  const WeightArguments weights(a.weight, a.mask);
+  const Tensor grad = dense_images(a.grad, a.channels_last);
+  Tensor output = new_images(a.input, a.input.size(1), a.input.size(2), a.input.size(3), a.channels_last);
+  run_masked(op, [&] {
+    masked_conv2d_grad_input(a.shape, weights.get(), batch(grad), batch(output), TorchParallel());
+  });
+  return output;
+}
+
+Tensor sparse_grad_weight(const BackwardArguments& a, const char* op) {
+  const WeightArguments weights(a.weight, a.mask);
+  const Tensor grad = dense_images(a.grad, a.channels_last), input = dense_images(a.input, a.channels_last);
+  Tensor output = torch::stable::empty(a.weight.sizes(), ScalarType::Float, std::nullopt, a.weight.device(),
+                                       std::nullopt, memory_format(weights.channels_last));
+  run_masked(op, [&] {
+    masked_conv2d_grad_weight(a.shape, weights.get(), batch(input), batch(grad),
+                              output.mutable_data_ptr<float>(), TorchParallel());
+  });
+  return output;
+}
+
+// Gradients of input and weight, each empty where it is not wanted. Layouts do not depend on the kernels: that
+// of the output for the input's, the weight's for its own.
+std::tuple<Tensor, Tensor> masked_conv2d_backward_cpu(const Tensor& grad, const Tensor& input,
+                                                      const Tensor& weight, const Tensor& mask,
+                                                      std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                                      std::vector<int64_t> dilation, int64_t groups,
+                                                      std::string kernel, bool want_input, bool want_weight) {
+  constexpr const char* kOp = "pqk::masked_conv2d_backward";
+  check_mask(weight, mask, kOp);
+  const Geometry geometry{stride, padding, dilation, groups};
+  Conv2dShape shape{};
+  bool possible = fill_shape(input, weight, geometry, shape) && is_float(grad) && grad.dim() == 4;
+  if (possible) {
+    const std::string expected = shape_string(grad);
+    const int64_t sizes[] = {input.size(0), shape.out_channels, shape.out_height, shape.out_width};
+    for (int i = 0; i < 4; ++i) {
+      STD_TORCH_CHECK(grad.size(i) == sizes[i], kOp, ": grad must have the output's shape [", sizes[0], ", ",
+                      sizes[1], ", ", sizes[2], ", ", sizes[3], "], got ", expected);
+    }
+  }
+  const bool channels_last = gives_channels_last(input, weight);
+  const Planner planner(check_kernel(kernel, kOp), possible, shape, input.size(0), mask, channels_last, kOp);
+  const bool sparse_input = want_input && planner.sparse(MaskedStep::kGradInput);
+  const bool sparse_weight = want_weight && planner.sparse(MaskedStep::kGradWeight);
+  const BackwardArguments arguments{grad, input, weight, mask, geometry, shape, channels_last};
+  Tensor grad_input = torch::stable::new_empty(grad, {0}), grad_weight = torch::stable::new_empty(grad, {0});
+  const bool dense_input = want_input && !sparse_input, dense_weight = want_weight && !sparse_weight;
+  if (dense_input || dense_weight) {
+    const std::array<Tensor, 2> dense =
+        torch_backward(grad, input, masked_weight(weight, mask), geometry, dense_input, dense_weight);
+    if (dense_input) grad_input = torch::stable::contiguous(dense[0], memory_format(channels_last));
+    if (dense_weight) {
+      const auto format = memory_format(is_channels_last(weight));
+      grad_weight = torch::stable::contiguous(masked_weight(dense[1], mask), format);
+    }
+  }
+  if (sparse_input) grad_input = sparse_grad_input(arguments, kOp);
+  if (sparse_weight) grad_weight = sparse_grad_weight(arguments, kOp);
+  return {grad_input, grad_weight};
 }
 
 }  // namespace
@@ -83,9 +202,13 @@ Tensor masked_conv2d_cpu(const Tensor& input, const Tensor& weight, const Tensor
 STABLE_TORCH_LIBRARY_FRAGMENT(pqk, m) {
   m.def(
       "masked_conv2d(Tensor input, Tensor weight, Tensor mask, Tensor? bias, int[] stride, int[] padding, "
-      "int[] dilation, int groups) -> Tensor");
+      "int[] dilation, int groups, str kernel=\"auto\") -> Tensor");
+  m.def(
+      "masked_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor mask, int[] stride, int[] "
+      "padding, int[] dilation, int groups, str kernel, bool want_input, bool want_weight) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pqk, CPU, m) {
   m.impl("masked_conv2d", TORCH_BOX(&pqk::torch_ops::masked_conv2d_cpu));
+  m.impl("masked_conv2d_backward", TORCH_BOX(&pqk::torch_ops::masked_conv2d_backward_cpu));
 }

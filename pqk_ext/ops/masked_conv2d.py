@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from pqk_ext.ops._sparse import pair
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
@@ -25,13 +26,17 @@ def masked_conv2d(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    kernel: str = "auto",
 ) -> Tensor:
     """``conv2d(input, weight where mask else 0, bias, ...)``; the gradient of ``weight`` is masked too.
 
-    The dense engine is torch's own, on a weight masked in one pass. Where the mask keeps at most a quarter, and input
-    and weight are contiguous float32 or float64 with ``groups == 1``, the forward pass runs a sparse kernel on what
-    is kept, whose results differ from the dense one's by rounding alone (and where the input is not finite: 0 * inf
-    is not computed). The backward pass is dense.
+    The dense engine is torch's own, on a weight masked in one pass. In float32 without groups the output and both
+    gradients can each come from a kernel that computes with the kept weights alone (``csrc/core/masked_conv2d.h``).
+    With ``kernel="auto"`` a rule of shape, batch, layout and number of kept weights decides where that is faster,
+    never a measurement: a run that is repeated decides in the same way. Nothing is kept between calls, so that a mask
+    may change at any time. The results of the two differ by rounding (and where the input is not finite: 0 * inf
+    is not computed); those of the sparse kernels are the same bits for any number of threads, instruction set and
+    layout of the activations.
 
     Args:
         input: float32, float64 or bfloat16 ``[N, C, H, W]``, any strides.
@@ -42,14 +47,15 @@ def masked_conv2d(
         padding: one number or ``(height, width)``.
         dilation: one number or ``(height, width)``.
         groups: as in ``torch.nn.functional.conv2d``.
+        kernel: ``"auto"``, ``"dense"``, or ``"sparse"`` wherever the arguments allow it at all.
 
     Returns:
         ``[N, out_channels, OH, OW]`` of the input's dtype, in the memory format that torch's convolution gives.
 
     Raises:
-        RuntimeError: a wrong dtype or shape.
+        RuntimeError: a wrong dtype or shape, or ``kernel="sparse"`` for what has no sparse kernel.
     """
-    args = (input, weight, mask, bias, pair(stride), pair(padding), pair(dilation), groups)
+    args = (input, weight, mask, bias, pair(stride), pair(padding), pair(dilation), groups, kernel)
     output: Tensor
     if transforms_active():
         output = torch.nn.functional.conv2d(input, masked_weight_reference(weight, mask), bias, *args[4:])
@@ -70,17 +76,60 @@ def _(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    kernel: str = "auto",
 ) -> Tensor:
     return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
+@torch.library.register_fake("pqk::masked_conv2d_backward")
+def _(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    kernel: str,
+    want_input: bool,
+    want_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    output_format = _memory_format(input, weight)
+    grad_input = torch.empty_like(input, memory_format=output_format) if want_input else grad.new_empty(0)
+    weight_format = _memory_format(weight)
+    grad_weight = torch.empty_like(weight, memory_format=weight_format) if want_weight else grad.new_empty(0)
+    return grad_input, grad_weight
+
+
+def _memory_format(*tensors: Tensor) -> torch.memory_format:
+    channels_last = any(suggest_memory_format(tensor) == torch.channels_last for tensor in tensors)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, mask, bias, *ctx.convolution = inputs
+    input, weight, mask, bias, *ctx.convolution, ctx.kernel = inputs
     ctx.save_for_backward(input, weight, mask)
     ctx.has_bias = bias is not None
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    input, weight, mask = ctx.saved_tensors
+    want_input, want_weight = ctx.needs_input_grad[:2]
+    want_bias = ctx.has_bias and ctx.needs_input_grad[3]
+    if torch.is_grad_enabled():  # asked for second derivatives, which torch's own operators have
+        return _differentiable_backward(ctx, grad)
+    grad_input = grad_weight = None
+    if want_input or want_weight:
+        grads = torch.ops.pqk.masked_conv2d_backward(
+            grad, input, weight, mask, *ctx.convolution, ctx.kernel, want_input, want_weight
+        )
+        grad_input, grad_weight = grads[0] if want_input else None, grads[1] if want_weight else None
+    grad_bias = grad.sum((0, 2, 3)) if want_bias else None
+    return grad_input, grad_weight, None, grad_bias, None, None, None, None, None
+
+
+def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, weight, mask = ctx.saved_tensors
     stride, padding, dilation, groups = ctx.convolution
     wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[3]]
@@ -90,7 +139,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     )
     if wanted[1]:
         grad_weight = torch.ops.pqk.masked_weight(grad_weight, mask)
-    return grad_input, grad_weight, None, grad_bias, None, None, None, None
+    return grad_input, grad_weight, None, grad_bias, None, None, None, None, None
 
 
 torch.library.register_autograd("pqk::masked_conv2d", _backward, setup_context=_setup_context)

@@ -15,27 +15,29 @@ from pqk_ext.ops.masked_weight import masked_weight_reference
 __all__ = ["masked_linear"]
 
 
-def masked_linear(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+def masked_linear(
+    input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, kernel: str = "auto"
+) -> Tensor:
     """``linear(input, weight where mask else 0, bias)``; the gradient of ``weight`` is masked too.
 
-    Where the mask keeps more than a quarter, the batch has fewer than 32 rows, or the dtype is bfloat16, torch's dense
-    kernel runs on the masked weight. Below that, the forward pass runs a sparse kernel on what is kept, whose results
-    differ from the dense one's by rounding alone (and where the input is not finite: 0 * inf is not computed). The
-    backward pass is dense. Neither depends on the number of threads beyond what torch's kernels do.
+    As :func:`pqk_ext.ops.masked_conv2d`: torch's dense kernel on the masked weight, or in float32, where a rule of shape
+    and number of kept weights says that it is faster, a kernel of the kept weights alone, for the output and for
+    each gradient.
 
     Args:
         input: float32, float64 or bfloat16 ``(..., in_features)``, any strides.
         weight: ``[out_features, in_features]`` of the input's dtype.
         mask: bool of the weight's shape; True keeps.
         bias: ``[out_features]``, or None.
+        kernel: ``"auto"``, ``"dense"``, or ``"sparse"`` wherever the arguments allow it at all.
 
     Returns:
         ``(..., out_features)`` of the input's dtype.
 
     Raises:
-        RuntimeError: a wrong dtype or shape.
+        RuntimeError: a wrong dtype or shape, or ``kernel="sparse"`` for what has no sparse kernel.
     """
-    args = (input, weight, mask, bias)
+    args = (input, weight, mask, bias, kernel)
     output: Tensor
     if transforms_active():
         output = torch.nn.functional.linear(input, masked_weight_reference(weight, mask), bias)
@@ -47,27 +49,40 @@ def masked_linear(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | No
 
 
 @torch.library.register_fake("pqk::masked_linear")
-def _(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:
+def _(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, kernel: str = "auto") -> Tensor:
     return torch.nn.functional.linear(input, weight, bias)
 
 
+@torch.library.register_fake("pqk::masked_linear_backward")
+def _(
+    grad: Tensor, input: Tensor, weight: Tensor, mask: Tensor, kernel: str, want_input: bool, want_weight: bool
+) -> tuple[Tensor, Tensor]:
+    grad_input = input.new_empty(input.shape) if want_input else grad.new_empty(0)
+    return grad_input, weight.new_empty(weight.shape) if want_weight else grad.new_empty(0)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, mask, bias = inputs
+    input, weight, mask, bias, ctx.kernel = inputs
     ctx.save_for_backward(input, weight, mask)
     ctx.has_bias = bias is not None
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, weight, mask = ctx.saved_tensors
+    want_input, want_weight = ctx.needs_input_grad[:2]
     grad_input = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        grad_input = grad @ torch.ops.pqk.masked_weight(weight, mask)
-    if ctx.needs_input_grad[1]:
-        batch = list(range(grad.dim() - 1))
-        grad_weight = torch.ops.pqk.masked_weight(torch.tensordot(grad, input, dims=(batch, batch)), mask)
+    if torch.is_grad_enabled():  # asked for second derivatives, which torch's own operators have
+        if want_input:
+            grad_input = grad @ torch.ops.pqk.masked_weight(weight, mask)
+        if want_weight:
+            batch = list(range(grad.dim() - 1))
+            grad_weight = torch.ops.pqk.masked_weight(torch.tensordot(grad, input, dims=(batch, batch)), mask)
+    elif want_input or want_weight:
+        grads = torch.ops.pqk.masked_linear_backward(grad, input, weight, mask, ctx.kernel, want_input, want_weight)
+        grad_input, grad_weight = grads[0] if want_input else None, grads[1] if want_weight else None
     if ctx.has_bias and ctx.needs_input_grad[3]:
         grad_bias = grad.sum_to_size(grad.shape[-1])
-    return grad_input, grad_weight, None, grad_bias
+    return grad_input, grad_weight, None, grad_bias, None
 
 
 torch.library.register_autograd("pqk::masked_linear", _backward, setup_context=_setup_context)
