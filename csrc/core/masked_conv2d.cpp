@@ -4,6 +4,7 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <utility>
 
 #include "core/masked_weight.h"
 
@@ -183,13 +184,36 @@ LaneIndex backward_index(const Conv2dShape& s, const LanePass& p, const MaskedWe
   return index;
 }
 
-struct FreeAligned {
-  void operator()(float* data) const { ::operator delete(data, std::align_val_t{64}); }
-};
-using Panel = std::unique_ptr<float, FreeAligned>;
+// Working memory of one thread, kept for its next call: fresh pages cost as much as the sums do.
+class Scratch {
+ public:
+  // Two panels that the caller may use until it asks again.
+  std::pair<float*, float*> panels(int64_t first, int64_t second) {
+    const size_t floats = static_cast<size_t>(first + second);
+    if (floats > size_) {
+      size_ = 0;
+      data_.reset(static_cast<float*>(::operator new(floats * sizeof(float), kAlign)));
+      size_ = floats;
+    }
+    return {data_.get(), data_.get() + first};
+  }
+  // Lets go of more than panels of the usual size need.
+  void trim() {
+    if (size_ * sizeof(float) > static_cast<size_t>(4 * kPanelBytes)) data_.reset(), size_ = 0;
+  }
 
-Panel make_panel(const LanePass& p) {
-  return Panel(static_cast<float*>(::operator new(static_cast<size_t>(panel_bytes(p)), std::align_val_t{64})));
+ private:
+  static constexpr std::align_val_t kAlign{64};
+  struct Free {
+    void operator()(float* data) const { ::operator delete(data, kAlign); }
+  };
+  std::unique_ptr<float, Free> data_;
+  size_t size_ = 0;
+};
+
+Scratch& scratch() {
+  static thread_local Scratch mine;
+  return mine;
 }
 
 // How a pass is cut into tiles: groups of images, then rows.
@@ -215,11 +239,12 @@ void run_pass(const LanePass& pass, const LaneIndex& index, const float* bias, c
               const ImageBatch& output, const Parallel& parallel) {
   const Tiles tiles(pass, source.images);
   parallel(tiles.count, 1, [&](int64_t begin, int64_t end) {
-    const Panel panel = make_panel(pass);
+    float* panel = scratch().panels(pass.panel_floats, 0).first;
     for (int64_t i = begin; i < end; ++i) {
-      active_lane_fill_kernel()(pass, source, tiles[i], panel.get());
-      active_lane_sum_kernel()(pass, index, bias, panel.get(), tiles[i], output);
+      active_lane_fill_kernel()(pass, source, tiles[i], panel);
+      active_lane_sum_kernel()(pass, index, bias, panel, tiles[i], output);
     }
+    scratch().trim();
   });
 }
 
@@ -252,15 +277,16 @@ void masked_conv2d_grad_weight(const Conv2dShape& shape, const MaskedWeight& wei
   const int64_t parts = std::min(tiles.count, kMostPartials);
   std::vector<float> sums(entries * static_cast<size_t>(parts), 0.0f);
   parallel(parts, 1, [&](int64_t begin, int64_t end) {
-    const Panel panel = make_panel(pass), gradient = make_panel(upstream);
+    const auto [panel, gradient] = scratch().panels(pass.panel_floats, upstream.panel_floats);
     for (int64_t part = begin; part < end; ++part) {
       for (int64_t i = tiles.count * part / parts; i < tiles.count * (part + 1) / parts; ++i) {
-        active_lane_fill_kernel()(pass, input, tiles[i], panel.get());
-        active_lane_fill_kernel()(upstream, grad, tiles[i], gradient.get());
-        active_lane_gradient_kernel()(pass, index, panel.get(), upstream, gradient.get(), tiles[i],
+        active_lane_fill_kernel()(pass, input, tiles[i], panel);
+        active_lane_fill_kernel()(upstream, grad, tiles[i], gradient);
+        active_lane_gradient_kernel()(pass, index, panel, upstream, gradient, tiles[i],
                                       sums.data() + entries * static_cast<size_t>(part));
       }
     }
+    scratch().trim();
   });
   const int64_t columns = fan_in(shape);
   std::fill_n(grad_weight, shape.out_channels * columns, 0.0f);

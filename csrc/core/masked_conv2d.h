@@ -2,8 +2,8 @@
 // the gradient of the kept weights.
 //
 // Vector lanes are images: 16 images of one value lie side by side in a panel that a kernel fills from its
-// input, whatever the input's layout, so that every tap of every stride and dilation is an aligned load. A linear
-// layer is a 1x1 convolution of 1x1 images.
+// input, whatever the input's layout, so that every tap of every stride and dilation is an aligned load. A
+// linear layer is a 1x1 convolution of 1x1 images.
 //
 // Every sum has one order, and products and sums are rounded separately: the same bits on every instruction
 // set, for any number of threads and any layout of the activations.
@@ -30,7 +30,7 @@ struct ImageBatch {
 // What one axis of a panel reads: line `l` of slot `s` is the source's index first[s] + l * step, or zero where
 // there is no such index. Slots are the phases of a stride.
 struct PanelAxis {
-  std::vector<int64_t> first;        // of each slot
+  std::vector<int64_t> first;  // of each slot
   int64_t step;
   std::vector<int64_t> slot, shift;  // of each tap: where output i reads, at line i + shift
   int64_t reach;                     // the largest shift

@@ -64,8 +64,8 @@ class Store {
 
   // `sums` holds channels [channel, channel + channels), kMaxRun floats apart.
   void store(const Run& run, int64_t channel, int64_t channels, const float* sums) const {
-    float* row = out_.data + tile_.image * out_.image_stride + channel * out_.channel_stride +
-                 run.y * out_.row_stride;
+    float* row =
+        out_.data + tile_.image * out_.image_stride + channel * out_.channel_stride + run.y * out_.row_stride;
     if (out_.column_stride == 1 && p_.out_step_x == 1 && out_.channel_stride != 1) {
       for (int64_t c = 0; c < channels; ++c) {
         store_columns(run, row + c * out_.channel_stride, sums + c * kMaxRun);
@@ -82,7 +82,8 @@ class Store {
       } else {
         for (int64_t c = 0; c < channels; ++c) {
           for (int64_t image = 0; image < images; ++image) {
-            to[c * out_.channel_stride + image * out_.image_stride] = sums[c * kMaxRun + i * kImageLanes + image];
+            to[c * out_.channel_stride + image * out_.image_stride] =
+                sums[c * kMaxRun + i * kImageLanes + image];
           }
         }
       }
@@ -127,8 +128,8 @@ void lane_sum_kernel(const LanePass& pass, const LaneIndex& index, const float* 
       const int64_t first = cells * piece / pieces, count = cells * (piece + 1) / pieces - first;
       const float* from = panel + line * pass.line_pitch + first * kImageLanes;
       for (int64_t phase = 0; phase < pass.phases(); ++phase) {
-        const int64_t y = pass.origin_y[phase / phases_x] +
-                          (pass.row_begin + tile.line + line) * pass.out_step_y;
+        const int64_t y =
+            pass.origin_y[phase / phases_x] + (pass.row_begin + tile.line + line) * pass.out_step_y;
         if (y < 0 || y >= pass.out_height) continue;
         for (int64_t channel = 0; channel < pass.out_channels; channel += kRowBlock) {
           const int64_t channels = std::min(kRowBlock, pass.out_channels - channel);

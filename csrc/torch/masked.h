@@ -54,7 +54,9 @@ inline KernelChoice check_kernel(const std::string& kernel, const char* op) {
   return KernelChoice::kSparse;
 }
 
-inline bool is_float(const Tensor& tensor) { return tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float; }
+inline bool is_float(const Tensor& tensor) {
+  return tensor.is_cpu() && tensor.scalar_type() == ScalarType::Float;
+}
 
 inline bool fits_bias(const std::optional<Tensor>& bias, int64_t channels) {
   return !bias.has_value() || (is_float(*bias) && bias->dim() == 1 && bias->size(0) == channels);

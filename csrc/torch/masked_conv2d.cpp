@@ -44,30 +44,34 @@ std::array<Tensor, 2> torch_backward(const Tensor& grad, const Tensor& input, co
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
-// False for whatever torch's own convolution should handle or refuse.
-bool fill_shape(const Tensor& input, const Tensor& weight, const Geometry& geometry, Conv2dShape& shape) {
-  const bool regular = input.dim() == 4 && weight.dim() == 4 && geometry.groups == 1 && weight.numel() > 0 &&
-                       input.numel() > 0 && input.size(1) == weight.size(1) && weight.numel() <= INT32_MAX &&
-                       geometry.stride.size() == 2 && geometry.padding.size() == 2 &&
-                       geometry.dilation.size() == 2 && is_float(input) && is_float(weight);
+// False for whatever torch's own convolution should handle or refuse. Both sizes have 4 elements.
+bool fill_shape(const std::vector<int64_t>& input, const std::vector<int64_t>& weight, const Geometry& geometry,
+                Conv2dShape& shape) {
+  const auto count = [](const std::vector<int64_t>& sizes) {
+    return sizes[0] * sizes[1] * sizes[2] * sizes[3];
+  };
+  const bool regular = input.size() == 4 && weight.size() == 4 && geometry.groups == 1 &&
+                       input[1] == weight[1] && geometry.stride.size() == 2 && geometry.padding.size() == 2 &&
+                       geometry.dilation.size() == 2 && count(input) > 0 && count(weight) > 0 &&
+                       count(weight) <= INT32_MAX;
   if (!regular) return false;
   int64_t out[2];
   for (int axis = 0; axis < 2; ++axis) {
     const int64_t stride = geometry.stride[axis], pad = geometry.padding[axis],
                   dilation = geometry.dilation[axis];
     if (stride < 1 || pad < 0 || dilation < 1) return false;
-    const int64_t room = input.size(2 + axis) + 2 * pad - dilation * (weight.size(2 + axis) - 1) - 1;
+    const int64_t room = input[2 + axis] + 2 * pad - dilation * (weight[2 + axis] - 1) - 1;
     if (room < 0) return false;
     out[axis] = room / stride + 1;
   }
-  shape = {input.size(1),
-           input.size(2),
-           input.size(3),
-           weight.size(0),
+  shape = {input[1],
+           input[2],
+           input[3],
+           weight[0],
            out[0],
            out[1],
-           weight.size(2),
-           weight.size(3),
+           weight[2],
+           weight[3],
            geometry.stride[0],
            geometry.stride[1],
            geometry.dilation[0],
@@ -78,6 +82,12 @@ bool fill_shape(const Tensor& input, const Tensor& weight, const Geometry& geome
            geometry.padding[0],
            geometry.padding[1]};
   return true;
+}
+
+bool fill_shape(const Tensor& input, const Tensor& weight, const Geometry& geometry, Conv2dShape& shape) {
+  return is_float(input) && is_float(weight) &&
+         fill_shape({input.sizes().begin(), input.sizes().end()},
+                    {weight.sizes().begin(), weight.sizes().end()}, geometry, shape);
 }
 
 // Torch's convolutions give channels_last where input or weight is so.
@@ -103,7 +113,8 @@ ImageBatch batch(const Tensor& t) {
 
 Tensor masked_conv2d_cpu(const Tensor& input, const Tensor& weight, const Tensor& mask,
                          std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                         std::vector<int64_t> dilation, int64_t groups, std::string kernel) {
+                         std::vector<int64_t> dilation, int64_t groups, std::string kernel,
+                         bool assume_masked) {
   constexpr const char* kOp = "pqk::masked_conv2d";
   check_mask(weight, mask, kOp);
   const Geometry geometry{stride, padding, dilation, groups};
@@ -112,7 +123,7 @@ Tensor masked_conv2d_cpu(const Tensor& input, const Tensor& weight, const Tensor
   const bool channels_last = gives_channels_last(input, weight);
   const Planner planner(check_kernel(kernel, kOp), possible, shape, input.size(0), mask, channels_last, kOp);
   if (!planner.sparse(MaskedStep::kOutput)) {
-    return torch_conv2d(input, masked_weight(weight, mask), bias, geometry);
+    return torch_conv2d(input, assume_masked ? weight : masked_weight(weight, mask), bias, geometry);
   }
   const WeightArguments weights(weight, mask);
   const Tensor images = dense_images(input, channels_last);
@@ -161,7 +172,8 @@ std::tuple<Tensor, Tensor> masked_conv2d_backward_cpu(const Tensor& grad, const 
                                                       const Tensor& weight, const Tensor& mask,
                                                       std::vector<int64_t> stride, std::vector<int64_t> padding,
                                                       std::vector<int64_t> dilation, int64_t groups,
-                                                      std::string kernel, bool want_input, bool want_weight) {
+                                                      std::string kernel, bool assume_masked, bool want_input,
+                                                      bool want_weight) {
   constexpr const char* kOp = "pqk::masked_conv2d_backward";
   check_mask(weight, mask, kOp);
   const Geometry geometry{stride, padding, dilation, groups};
@@ -183,17 +195,28 @@ std::tuple<Tensor, Tensor> masked_conv2d_backward_cpu(const Tensor& grad, const 
   Tensor grad_input = torch::stable::new_empty(grad, {0}), grad_weight = torch::stable::new_empty(grad, {0});
   const bool dense_input = want_input && !sparse_input, dense_weight = want_weight && !sparse_weight;
   if (dense_input || dense_weight) {
-    const std::array<Tensor, 2> dense =
-        torch_backward(grad, input, masked_weight(weight, mask), geometry, dense_input, dense_weight);
+    const std::array<Tensor, 2> dense = torch_backward(
+        grad, input, assume_masked ? weight : masked_weight(weight, mask), geometry, dense_input, dense_weight);
     if (dense_input) grad_input = torch::stable::contiguous(dense[0], memory_format(channels_last));
     if (dense_weight) {
       const auto format = memory_format(is_channels_last(weight));
-      grad_weight = torch::stable::contiguous(masked_weight(dense[1], mask), format);
+      grad_weight = torch::stable::contiguous(assume_masked ? dense[1] : masked_weight(dense[1], mask), format);
     }
   }
   if (sparse_input) grad_input = sparse_grad_input(arguments, kOp);
   if (sparse_weight) grad_weight = sparse_grad_weight(arguments, kOp);
   return {grad_input, grad_weight};
+}
+
+// Whether the output, the gradient of the input or that of the weight would come from kept weights alone.
+bool masked_conv2d_skips_cpu(std::vector<int64_t> input, std::vector<int64_t> weight, int64_t kept,
+                             std::vector<int64_t> stride, std::vector<int64_t> padding,
+                             std::vector<int64_t> dilation, bool channels_last) {
+  Conv2dShape shape{};
+  if (!fill_shape(input, weight, {stride, padding, dilation, 1}, shape)) return false;
+  return masked_conv2d_wins(MaskedStep::kOutput, shape, input[0], kept, channels_last) ||
+         masked_conv2d_wins(MaskedStep::kGradInput, shape, input[0], kept, channels_last) ||
+         masked_conv2d_wins(MaskedStep::kGradWeight, shape, input[0], kept, channels_last);
 }
 
 }  // namespace
@@ -202,10 +225,19 @@ std::tuple<Tensor, Tensor> masked_conv2d_backward_cpu(const Tensor& grad, const 
 STABLE_TORCH_LIBRARY_FRAGMENT(pqk, m) {
   m.def(
       "masked_conv2d(Tensor input, Tensor weight, Tensor mask, Tensor? bias, int[] stride, int[] padding, "
-      "int[] dilation, int groups, str kernel=\"auto\") -> Tensor");
+      "int[] dilation, int groups, str kernel=\"auto\", bool assume_masked=False) -> Tensor");
   m.def(
       "masked_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor mask, int[] stride, int[] "
-      "padding, int[] dilation, int groups, str kernel, bool want_input, bool want_weight) -> (Tensor, Tensor)");
+      "padding, int[] dilation, int groups, str kernel, bool assume_masked, bool want_input, bool want_weight) "
+      "-> (Tensor, "
+      "Tensor)");
+  m.def(
+      "masked_conv2d_skips(int[] input, int[] weight, int kept, int[] stride, int[] padding, int[] dilation, "
+      "bool channels_last) -> bool");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pqk, CompositeExplicitAutograd, m) {
+  m.impl("masked_conv2d_skips", TORCH_BOX(&pqk::torch_ops::masked_conv2d_skips_cpu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pqk, CPU, m) {

@@ -28,19 +28,25 @@ bool fill_shape(const Tensor& input, const Tensor& weight, Conv2dShape& shape) {
 }
 
 ImageBatch batch(const Tensor& contiguous, int64_t features) {
-  return {static_cast<float*>(contiguous.data_ptr()), contiguous.numel() / features, features, 1, features,
+  return {static_cast<float*>(contiguous.data_ptr()),
+          contiguous.numel() / features,
+          features,
+          1,
+          features,
           features};
 }
 
 Tensor masked_linear_cpu(const Tensor& input, const Tensor& weight, const Tensor& mask,
-                         std::optional<Tensor> bias, std::string kernel) {
+                         std::optional<Tensor> bias, std::string kernel, bool assume_masked) {
   constexpr const char* kOp = "pqk::masked_linear";
   check_mask(weight, mask, kOp);
   Conv2dShape shape{};
   const bool possible = fill_shape(input, weight, shape) && fits_bias(bias, weight.size(0));
   const int64_t rows = possible ? input.numel() / shape.in_channels : 0;
   const Planner planner(check_kernel(kernel, kOp), possible, shape, rows, mask, true, kOp);
-  if (!planner.sparse(MaskedStep::kOutput)) return torch_linear(input, masked_weight(weight, mask), bias);
+  if (!planner.sparse(MaskedStep::kOutput)) {
+    return torch_linear(input, assume_masked ? weight : masked_weight(weight, mask), bias);
+  }
   const WeightArguments weights(weight, mask);
   const Tensor contiguous = torch::stable::contiguous(input);
   std::optional<Tensor> biases;
@@ -62,7 +68,8 @@ Tensor torch_grad_weight(const Tensor& grad, const Tensor& input) {
 // Gradients of input and weight, contiguous, each empty where it is not wanted.
 std::tuple<Tensor, Tensor> masked_linear_backward_cpu(const Tensor& grad, const Tensor& input,
                                                       const Tensor& weight, const Tensor& mask,
-                                                      std::string kernel, bool want_input, bool want_weight) {
+                                                      std::string kernel, bool assume_masked, bool want_input,
+                                                      bool want_weight) {
   constexpr const char* kOp = "pqk::masked_linear_backward";
   check_mask(weight, mask, kOp);
   STD_TORCH_CHECK(weight.dim() == 2 && input.dim() >= 1 && input.size(input.dim() - 1) == weight.size(1), kOp,
@@ -84,7 +91,8 @@ std::tuple<Tensor, Tensor> masked_linear_backward_cpu(const Tensor& grad, const 
                                batch(grad_input, shape.in_channels), TorchParallel());
     });
   } else if (want_input) {
-    grad_input = torch::stable::contiguous(torch::stable::matmul(grads, masked_weight(weight, mask)));
+    grad_input = torch::stable::contiguous(
+        torch::stable::matmul(grads, assume_masked ? weight : masked_weight(weight, mask)));
   }
   if (want_weight && planner.sparse(MaskedStep::kGradWeight)) {
     const WeightArguments weights(weight, mask);
@@ -96,7 +104,8 @@ std::tuple<Tensor, Tensor> masked_linear_backward_cpu(const Tensor& grad, const 
                                 TorchParallel());
     });
   } else if (want_weight) {
-    grad_weight = torch::stable::contiguous(masked_weight(torch_grad_weight(grads, input), mask));
+    const Tensor dense = torch_grad_weight(grads, input);
+    grad_weight = torch::stable::contiguous(assume_masked ? dense : masked_weight(dense, mask));
   }
   return {grad_input, grad_weight};
 }
@@ -106,11 +115,11 @@ std::tuple<Tensor, Tensor> masked_linear_backward_cpu(const Tensor& grad, const 
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pqk, m) {
   m.def(
-      "masked_linear(Tensor input, Tensor weight, Tensor mask, Tensor? bias=None, str kernel=\"auto\") -> "
-      "Tensor");
+      "masked_linear(Tensor input, Tensor weight, Tensor mask, Tensor? bias=None, str kernel=\"auto\", bool "
+      "assume_masked=False) -> Tensor");
   m.def(
       "masked_linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor mask, str kernel, bool "
-      "want_input, bool want_weight) -> (Tensor, Tensor)");
+      "assume_masked, bool want_input, bool want_weight) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pqk, CPU, m) {

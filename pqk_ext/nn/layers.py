@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from pqk_ext.nn.roles import Role
 from pqk_ext.ops.fake_quantize import fake_quantize
+from pqk_ext.ops.masked_conv2d import masked_conv2d, skips_zeros
+from pqk_ext.ops.masked_linear import masked_linear
 from pqk_ext.ops.soft_histogram import soft_histogram
 from pqk_ext.quant import per_channel_scale
 
@@ -48,6 +50,7 @@ class PQKLayer(nn.Module):
     routing: str
     teacher_weights: str
     teacher: nn.Module | None
+    _counted: tuple[Tensor, int, int] | None  # a mask, its version, how many weights it keeps
 
     def _extend(self, source: nn.Conv1d | nn.Conv2d | nn.Linear, bits: int, prunable: bool, sharing: Sharing) -> None:
         """Takes over the parameters of ``source`` and adds mask and scales."""
@@ -59,6 +62,7 @@ class PQKLayer(nn.Module):
         self.routing = sharing.routing
         self.teacher_weights = sharing.teacher_weights
         self.teacher = None
+        self._counted = None
         self.register_buffer("weight_mask", torch.ones_like(source.weight, dtype=torch.bool))
         self.register_buffer("weight_zero_point", torch.zeros(source.weight.shape[0], dtype=torch.int32))
         self.weight_scale = nn.Parameter(torch.ones(source.weight.shape[0]))
@@ -124,6 +128,32 @@ class PQKLayer(nn.Module):
         bias = self.bias.detach() if self.bias is not None and self.routing == "disjoint" else self.bias
         return self.teacher_weight(), bias
 
+    def _may_skip_zeros(self, input: Tensor, role: Role) -> bool:
+        """Whether the masked ops, which leave pruned weights out where that is faster, can take this call."""
+        return (
+            role is Role.STUDENT
+            and self.prunable
+            and input.dtype == self.weight.dtype == torch.float32
+            and input.device.type == "cpu"
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _kept_weights(self) -> int | None:
+        """How many the mask keeps, counted when it has changed; None where that cannot be told here.
+
+        Only where the masked ops are worth a call hangs on this: they read the mask itself.
+        """
+        mask = self.weight_mask
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or mask.is_inference():
+            return None
+        if self._counted is None or self._counted[0] is not mask or self._counted[1] != mask._version:
+            self._counted = (mask, mask._version, int(torch.count_nonzero(mask)))
+        return self._counted[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the count: versions of a copy's tensors begin anew."""
+        return {**self.__dict__, "_counted": None}
+
 
 class PQKConv2d(PQKLayer, nn.Conv2d):
     """``nn.Conv2d`` with a pruning mask and learned symmetric per-channel quantization of its weight."""
@@ -148,9 +178,34 @@ class PQKConv2d(PQKLayer, nn.Conv2d):
         output: Tensor
         if role is Role.TEACHER and self.teacher is not None:
             output = self.teacher(input)
-        else:
-            output = self._conv_forward(input, *self.role_parameters(role))
+            return output
+        weight, bias = self.role_parameters(role)
+        padding = self.padding
+        plain = self.groups == 1 and self.padding_mode == "zeros" and not isinstance(padding, str)
+        if plain and input.dim() == 4 and self._may_skip_zeros(input, role) and self._skips_zeros(input):
+            return masked_conv2d(
+                input,
+                weight,
+                self.weight_mask,
+                bias,
+                self.stride,
+                padding,  # type: ignore[arg-type]
+                self.dilation,
+                assume_masked=True,
+            )
+        output = self._conv_forward(input, weight, bias)
         return output
+
+    def _skips_zeros(self, input: Tensor) -> bool:
+        kept = self._kept_weights()
+        if kept is None:
+            return True
+        if kept == self.weight.numel():
+            return False
+        layout = torch.channels_last
+        channels_last = input.is_contiguous(memory_format=layout) or self.weight.is_contiguous(memory_format=layout)
+        geometry = (self.stride, self.padding, self.dilation)
+        return skips_zeros(input.shape, self.weight.shape, kept, *geometry, channels_last)
 
 
 class PQKLinear(PQKLayer, nn.Linear):  # type: ignore[misc]  # torch declares `bias` in two ways
@@ -165,4 +220,15 @@ class PQKLinear(PQKLayer, nn.Linear):  # type: ignore[misc]  # torch declares `b
         if role is Role.TEACHER and self.teacher is not None:
             output: Tensor = self.teacher(input)
             return output
-        return nn.functional.linear(input, *self.role_parameters(role))
+        weight, bias = self.role_parameters(role)
+        if self._may_skip_zeros(input, role) and self._skips_zeros(input):
+            return masked_linear(input, weight, self.weight_mask, bias, assume_masked=True)
+        return nn.functional.linear(input, weight, bias)
+
+    def _skips_zeros(self, input: Tensor) -> bool:
+        kept = self._kept_weights()
+        if kept is None:
+            return True
+        rows = input.numel() // max(1, self.in_features)
+        shapes = (rows, self.in_features, 1, 1), (self.out_features, self.in_features, 1, 1)
+        return kept < self.weight.numel() and skips_zeros(*shapes, kept, (1, 1), (0, 0), (1, 1), True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
 from pqk_ext.ops._transforms import transforms_active
 from pqk_ext.ops.masked_weight import masked_weight_reference
 
-__all__ = ["masked_conv2d"]
+__all__ = ["masked_conv2d", "skips_zeros"]
 
 
 def masked_conv2d(
@@ -27,6 +28,7 @@ def masked_conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     kernel: str = "auto",
+    assume_masked: bool = False,
 ) -> Tensor:
     """``conv2d(input, weight where mask else 0, bias, ...)``; the gradient of ``weight`` is masked too.
 
@@ -48,6 +50,8 @@ def masked_conv2d(
         dilation: one number or ``(height, width)``.
         groups: as in ``torch.nn.functional.conv2d``.
         kernel: ``"auto"``, ``"dense"``, or ``"sparse"`` wherever the arguments allow it at all.
+        assume_masked: the caller knows that ``weight`` is 0 where ``mask`` is False, and masks its gradient itself: the
+            dense engine then runs without passes over either.
 
     Returns:
         ``[N, out_channels, OH, OW]`` of the input's dtype, in the memory format that torch's convolution gives.
@@ -55,7 +59,7 @@ def masked_conv2d(
     Raises:
         RuntimeError: a wrong dtype or shape, or ``kernel="sparse"`` for what has no sparse kernel.
     """
-    args = (input, weight, mask, bias, pair(stride), pair(padding), pair(dilation), groups, kernel)
+    args = (input, weight, mask, bias, pair(stride), pair(padding), pair(dilation), groups, kernel, assume_masked)
     output: Tensor
     if transforms_active():
         output = torch.nn.functional.conv2d(input, masked_weight_reference(weight, mask), bias, *args[4:])
@@ -64,6 +68,20 @@ def masked_conv2d(
     else:
         output = _EagerMaskedConv2d.apply(*args)  # type: ignore[no-untyped-call]
     return output
+
+
+@functools.lru_cache(maxsize=4096)
+def skips_zeros(
+    input: tuple[int, ...],
+    weight: tuple[int, ...],
+    kept: int,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    channels_last: bool,
+) -> bool:
+    """Whether ``kernel="auto"`` would compute anything from kept weights alone; of shapes and ``kept`` weights."""
+    return bool(torch.ops.pqk.masked_conv2d_skips(input, weight, kept, stride, padding, dilation, channels_last))
 
 
 @torch.library.register_fake("pqk::masked_conv2d")
@@ -77,6 +95,7 @@ def _(
     dilation: list[int],
     groups: int,
     kernel: str = "auto",
+    assume_masked: bool = False,
 ) -> Tensor:
     return torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
@@ -92,6 +111,7 @@ def _(
     dilation: list[int],
     groups: int,
     kernel: str,
+    assume_masked: bool,
     want_input: bool,
     want_weight: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -108,7 +128,7 @@ def _memory_format(*tensors: Tensor) -> torch.memory_format:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, mask, bias, *ctx.convolution, ctx.kernel = inputs
+    input, weight, mask, bias, *ctx.convolution, ctx.kernel, ctx.assume_masked = inputs
     ctx.save_for_backward(input, weight, mask)
     ctx.has_bias = bias is not None
 
@@ -122,11 +142,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_input = grad_weight = None
     if want_input or want_weight:
         grads = torch.ops.pqk.masked_conv2d_backward(
-            grad, input, weight, mask, *ctx.convolution, ctx.kernel, want_input, want_weight
+            grad, input, weight, mask, *ctx.convolution, ctx.kernel, ctx.assume_masked, want_input, want_weight
         )
         grad_input, grad_weight = grads[0] if want_input else None, grads[1] if want_weight else None
     grad_bias = grad.sum((0, 2, 3)) if want_bias else None
-    return grad_input, grad_weight, None, grad_bias, None, None, None, None, None
+    return grad_input, grad_weight, None, grad_bias, None, None, None, None, None, None
 
 
 def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -139,7 +159,7 @@ def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     )
     if wanted[1]:
         grad_weight = torch.ops.pqk.masked_weight(grad_weight, mask)
-    return grad_input, grad_weight, None, grad_bias, None, None, None, None, None
+    return grad_input, grad_weight, None, grad_bias, None, None, None, None, None, None
 
 
 torch.library.register_autograd("pqk::masked_conv2d", _backward, setup_context=_setup_context)

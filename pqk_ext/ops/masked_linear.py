@@ -16,13 +16,18 @@ __all__ = ["masked_linear"]
 
 
 def masked_linear(
-    input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, kernel: str = "auto"
+    input: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    kernel: str = "auto",
+    assume_masked: bool = False,
 ) -> Tensor:
     """``linear(input, weight where mask else 0, bias)``; the gradient of ``weight`` is masked too.
 
-    As :func:`pqk_ext.ops.masked_conv2d`: torch's dense kernel on the masked weight, or in float32, where a rule of shape
-    and number of kept weights says that it is faster, a kernel of the kept weights alone, for the output and for
-    each gradient.
+    As :func:`pqk_ext.ops.masked_conv2d`: torch's dense kernel on the masked weight, or in float32, where a rule of
+    shape and number of kept weights says that it is faster, a kernel of the kept weights alone, for the output and
+    for each gradient.
 
     Args:
         input: float32, float64 or bfloat16 ``(..., in_features)``, any strides.
@@ -30,6 +35,8 @@ def masked_linear(
         mask: bool of the weight's shape; True keeps.
         bias: ``[out_features]``, or None.
         kernel: ``"auto"``, ``"dense"``, or ``"sparse"`` wherever the arguments allow it at all.
+        assume_masked: the caller knows that ``weight`` is 0 where ``mask`` is False, and masks its gradient itself: the
+            dense engine then runs without passes over either.
 
     Returns:
         ``(..., out_features)`` of the input's dtype.
@@ -37,7 +44,7 @@ def masked_linear(
     Raises:
         RuntimeError: a wrong dtype or shape, or ``kernel="sparse"`` for what has no sparse kernel.
     """
-    args = (input, weight, mask, bias, kernel)
+    args = (input, weight, mask, bias, kernel, assume_masked)
     output: Tensor
     if transforms_active():
         output = torch.nn.functional.linear(input, masked_weight_reference(weight, mask), bias)
@@ -49,20 +56,34 @@ def masked_linear(
 
 
 @torch.library.register_fake("pqk::masked_linear")
-def _(input: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None = None, kernel: str = "auto") -> Tensor:
+def _(
+    input: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    kernel: str = "auto",
+    assume_masked: bool = False,
+) -> Tensor:
     return torch.nn.functional.linear(input, weight, bias)
 
 
 @torch.library.register_fake("pqk::masked_linear_backward")
 def _(
-    grad: Tensor, input: Tensor, weight: Tensor, mask: Tensor, kernel: str, want_input: bool, want_weight: bool
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    kernel: str,
+    assume_masked: bool,
+    want_input: bool,
+    want_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     grad_input = input.new_empty(input.shape) if want_input else grad.new_empty(0)
     return grad_input, weight.new_empty(weight.shape) if want_weight else grad.new_empty(0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, mask, bias, ctx.kernel = inputs
+    input, weight, mask, bias, ctx.kernel, ctx.assume_masked = inputs
     ctx.save_for_backward(input, weight, mask)
     ctx.has_bias = bias is not None
 
@@ -78,11 +99,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             batch = list(range(grad.dim() - 1))
             grad_weight = torch.ops.pqk.masked_weight(torch.tensordot(grad, input, dims=(batch, batch)), mask)
     elif want_input or want_weight:
-        grads = torch.ops.pqk.masked_linear_backward(grad, input, weight, mask, ctx.kernel, want_input, want_weight)
+        grads = torch.ops.pqk.masked_linear_backward(
+            grad, input, weight, mask, ctx.kernel, ctx.assume_masked, want_input, want_weight
+        )
         grad_input, grad_weight = grads[0] if want_input else None, grads[1] if want_weight else None
     if ctx.has_bias and ctx.needs_input_grad[3]:
         grad_bias = grad.sum_to_size(grad.shape[-1])
-    return grad_input, grad_weight, None, grad_bias, None
+    return grad_input, grad_weight, None, grad_bias, None, None
 
 
 torch.library.register_autograd("pqk::masked_linear", _backward, setup_context=_setup_context)
