@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pqk_ext.nn.roles import Role
+from pqk_ext.ops._transforms import transforms_active
 from pqk_ext.ops.fake_quantize import fake_quantize
 from pqk_ext.ops.masked_conv2d import masked_conv2d, skips_zeros
 from pqk_ext.ops.masked_linear import masked_linear
@@ -136,6 +137,7 @@ class PQKLayer(nn.Module):
             and input.dtype == self.weight.dtype == torch.float32
             and input.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
+            and not transforms_active()
         )
 
     def _kept_weights(self) -> int | None:
@@ -144,7 +146,7 @@ class PQKLayer(nn.Module):
         Only where the masked ops are worth a call hangs on this: they read the mask itself.
         """
         mask = self.weight_mask
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or mask.is_inference():
+        if torch.compiler.is_compiling() or mask.is_inference():
             return None
         if self._counted is None or self._counted[0] is not mask or self._counted[1] != mask._version:
             self._counted = (mask, mask._version, int(torch.count_nonzero(mask)))

@@ -62,7 +62,9 @@ def masked_conv2d(
     args = (input, weight, mask, bias, pair(stride), pair(padding), pair(dilation), groups, kernel, assume_masked)
     output: Tensor
     if transforms_active():
-        output = torch.nn.functional.conv2d(input, masked_weight_reference(weight, mask), bias, *args[4:])
+        output = torch.nn.functional.conv2d(
+            input, masked_weight_reference(weight, mask), bias, pair(stride), pair(padding), pair(dilation), groups
+        )
     elif torch.compiler.is_compiling():
         output = torch.ops.pqk.masked_conv2d(*args)
     else:
