@@ -14,6 +14,19 @@ bool is_short(const ChannelView& view) {
   return view.channels > 1 && view.inner > 0 && view.inner < kMinBroadcast;
 }
 
+bool can_stream(const void* output, int64_t numel, int64_t bytes_an_element) {
+  return numel * bytes_an_element >= kStreamBytes &&
+         reinterpret_cast<uintptr_t>(output) % kStreamAlignment == 0;
+}
+
+// Float32, and rows that begin where streamed stores can.
+bool can_stream(const FakeQuantizeParams& params, const void* output, int64_t bytes_an_element) {
+  const ChannelView& view = params.view;
+  return params.type == FloatType::kFloat32 && !is_short(view) &&
+         view.inner * sizeof(float) % kStreamAlignment == 0 &&
+         can_stream(output, view.numel(), bytes_an_element);
+}
+
 template <class T>
 class TableStorage {
  public:
@@ -101,16 +114,22 @@ void backward(const FakeQuantizeBackward& job, const Parallel& parallel) {
 
 }  // namespace
 
-void fake_quantize(const FakeQuantizeForward& job, const Parallel& parallel) {
-  if (job.params.view.numel() == 0) return;
+void fake_quantize(const FakeQuantizeForward& wanted, const Parallel& parallel) {
+  if (wanted.params.view.numel() == 0) return;
+  FakeQuantizeForward job = wanted;
+  job.stream = job.output != job.input && can_stream(job.params, job.output, 8);
   job.params.type == FloatType::kFloat64 ? forward<double>(job, parallel) : forward<float>(job, parallel);
 }
 
-void fake_quantize_backward(const FakeQuantizeBackward& job, const Parallel& parallel) {
+void fake_quantize_backward(const FakeQuantizeBackward& wanted, const Parallel& parallel) {
+  FakeQuantizeBackward job = wanted;
+  job.stream = can_stream(job.params, job.grad_input, 12);
   job.params.type == FloatType::kFloat64 ? backward<double>(job, parallel) : backward<float>(job, parallel);
 }
 
-void straight_through(const StraightThrough& job, const Parallel& parallel) {
+void straight_through(const StraightThrough& wanted, const Parallel& parallel) {
+  StraightThrough job = wanted;
+  job.stream = job.element_size == 4 && can_stream(job.grad_input, job.numel, 8);
   parallel(ceil_div(job.numel, kSumChunk), kElementsPerThread / kSumChunk, [&](int64_t begin, int64_t end) {
     active_straight_through_kernel()(job, begin * kSumChunk, std::min(end * kSumChunk, job.numel));
   });

@@ -30,9 +30,10 @@ struct FakeQuantizeParams {
 struct FakeQuantizeForward {
   FakeQuantizeParams params;
   const void* input;
-  void* output;
-  uint8_t* in_range;  // ceil(numel / 8) bytes or nullptr: bit i % 8 of byte i / 8 says whether element i kept
-                      // its gradient
+  void* output;         // may be `input`
+  uint8_t* in_range;    // ceil(numel / 8) bytes or nullptr: bit i % 8 of byte i / 8 says whether element i kept
+                        // its gradient
+  bool stream = false;  // here and below: set by the functions that take a Parallel
 };
 
 struct FakeQuantizeBackward {
@@ -45,6 +46,7 @@ struct FakeQuantizeBackward {
   void* grad_scale;
   void* grad_zero_point;
   double grad_factor;
+  bool stream = false;
 };
 
 void fake_quantize(const FakeQuantizeForward& job, const Parallel& parallel);
@@ -56,8 +58,15 @@ struct StraightThrough {
   void* grad_input;
   int64_t numel;
   int64_t element_size;
+  bool stream = false;
 };
 void straight_through(const StraightThrough& job, const Parallel& parallel);
+
+// A call that moves at least so many bytes leaves nothing of its output in the caches that the next reader
+// would find, so the output goes past them: no line is read only to be overwritten, and inputs stay.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
+// What streamed stores ask of an output's address.
+constexpr int64_t kStreamAlignment = 64;
 
 // The plan of a sum must not depend on threads or instruction set: 16 float lanes run over at most kSumChunk
 // elements of one row, are added in double, and chunks are added in order. With few elements a channel in a row

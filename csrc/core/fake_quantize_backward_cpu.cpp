@@ -31,29 +31,27 @@ struct Sums {
 };
 
 // Padding elements have grad_output 0 and input 0, which adds 0 to the sums.
-template <bool kMask, class Lanes, class Source>
+template <bool kMask, bool kStream, class Lanes, class Source>
 PQK_INLINE void backward_step(const typename Lanes::Element* x, const typename Lanes::Element* dy,
                               typename Lanes::Element* dx, const uint8_t* mask, const Source& source,
-                              int64_t at, const Bounds<Lanes>& bounds, Sums<Lanes>& sums) {
+                              int64_t at, Sums<Lanes>& sums) {
   for (int i = 0; i < kStep; i += Lanes::kWidth) {
-    const auto zero_point = source.zero_point(at + i);
     const auto scaled = Lanes::load(x + i) * source.inv_scale(at + i);
     const auto rounded = Lanes::rint(scaled);
-    const auto shifted = rounded + zero_point;
+    const auto clamped = Lanes::clamp(rounded, source.low(at + i), source.high(at + i));
     const auto grad = Lanes::load(dy + i);
-    auto in_range = bounds.contain(shifted);
-    auto counts = Lanes::ordered(shifted);
+    // A NaN is in neither.
+    auto in_range = Lanes::equal(clamped, rounded), outside = Lanes::differ(clamped, rounded);
     if constexpr (kMask) {
       const auto keep = Lanes::from_bytes(mask + i);
       in_range = Lanes::both(in_range, keep);
-      counts = Lanes::both(counts, keep);
+      outside = Lanes::both(outside, keep);
     }
-    Lanes::store(dx + i, Lanes::zero_unless(in_range, grad));
-    const auto clamped = Lanes::clamp(shifted, bounds.low, bounds.high) - zero_point;
-    const auto slope = Lanes::select(in_range, rounded - scaled, clamped);
+    put<kStream, Lanes>(dx + i, Lanes::zero_unless(in_range, grad));
+    const auto slope = clamped - Lanes::zero_unless(in_range, scaled);
     const int lane = i / Lanes::kWidth;
-    sums.scale[lane] = sums.scale[lane] + Lanes::zero_unless(counts, grad * slope);
-    sums.zero_point[lane] = sums.zero_point[lane] + Lanes::zero_unless(Lanes::not_and(in_range, counts), grad);
+    sums.scale[lane] = Lanes::add_where(Lanes::either(in_range, outside), sums.scale[lane], grad * slope);
+    sums.zero_point[lane] = Lanes::add_where(outside, sums.zero_point[lane], grad);
   }
 }
 
@@ -61,10 +59,10 @@ template <class Lanes, class Storage>
 class BackwardRun {
  public:
   using E = typename Lanes::Element;
-  explicit BackwardRun(const FakeQuantizeBackward& job) : job_(job), bounds_(job.params) {}
+  explicit BackwardRun(const FakeQuantizeBackward& job) : job_(job) {}
 
   // Elements [at, at + count) with count <= 16; their parameters start at `offset` of `source`.
-  template <bool kMask, class Source>
+  template <bool kMask, bool kStream, class Source>
   PQK_INLINE void step(int64_t at, int count, const Source& source, int64_t offset, Sums<Lanes>& sums) {
     Storage* out = static_cast<Storage*>(job_.grad_input) + at;
     const E* x = fetch<E>(static_cast<const Storage*>(job_.input) + at, x_buffer_, count);
@@ -72,33 +70,35 @@ class BackwardRun {
     E* dx = target<E>(out, dx_buffer_, count);
     const uint8_t* mask = nullptr;
     if constexpr (kMask) mask = fetch(job_.params.mask + at, mask_buffer_, count);
-    backward_step<kMask, Lanes>(x, dy, dx, mask, source, offset, bounds_, sums);
+    backward_step<kMask, kStream, Lanes>(x, dy, dx, mask, source, offset, sums);
     flush(out, dx, count);
   }
 
  private:
   const FakeQuantizeBackward& job_;
-  Bounds<Lanes> bounds_;
   E x_buffer_[kStep], dy_buffer_[kStep], dx_buffer_[kStep];
   uint8_t mask_buffer_[kStep] = {};
 };
 
-template <class Lanes, class Storage, bool kMask>
+template <class Lanes, class Storage, bool kMask, bool kStream>
 void backward_by_row(const FakeQuantizeBackward& job, double* partial, int64_t begin, int64_t end) {
   const ChannelView& view = job.params.view;
   const int64_t pieces = (view.inner + kSumChunk - 1) / kSumChunk;
+  const Bounds<Lanes> bounds(job.params);
   BackwardRun<Lanes, Storage> run(job);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t row = item / pieces, first = item % pieces * kSumChunk;
     const int64_t length = std::min(kSumChunk, view.inner - first), at = row * view.inner + first;
-    const Constants<Lanes> source(job.params, {}, row, 0);
+    const Constants<Lanes> source(job.params, bounds, {}, row, 0);
     Sums<Lanes> sums;
     int64_t i = 0;
-    for (; i + kStep <= length; i += kStep) run.template step<kMask>(at + i, kStep, source, 0, sums);
-    if (i < length) run.template step<kMask>(at + i, static_cast<int>(length - i), source, 0, sums);
+#pragma GCC unroll 4
+    for (; i + kStep <= length; i += kStep) run.template step<kMask, kStream>(at + i, kStep, source, 0, sums);
+    if (i < length) run.template step<kMask, false>(at + i, static_cast<int>(length - i), source, 0, sums);
     partial[2 * item] = Sums<Lanes>::total(sums.scale);
     partial[2 * item + 1] = Sums<Lanes>::total(sums.zero_point);
   }
+  if constexpr (kStream) end_of_stream();
 }
 
 template <class Lanes, class Storage, bool kMask>
@@ -107,18 +107,19 @@ void backward_by_column(const FakeQuantizeBackward& job, const FakeQuantizeTable
   const ChannelView& view = job.params.view;
   const int64_t row_length = view.channels * view.inner;
   const int64_t block = columns_per_block(view), blocks = (row_length + block - 1) / block;
+  const Bounds<Lanes> bounds(job.params);
   BackwardRun<Lanes, Storage> run(job);
   Sums<Lanes> sums[kColumnBlock / kStep];
   for (int64_t item = begin; item < end; ++item) {
     const int64_t group = item / blocks, first = item % blocks * block;
     const int64_t length = std::min(block, row_length - first);
     const int64_t last_row = std::min(view.outer, (group + 1) * kSumRows);
-    const Tables<Lanes> source(job.params, tables, 0, first);
+    const Tables<Lanes> source(job.params, bounds, tables, 0, first);
     for (auto& s : sums) s = Sums<Lanes>();
     for (int64_t row = group * kSumRows; row < last_row; ++row) {
       for (int64_t i = 0; i < length; i += kStep) {
         const int count = static_cast<int>(std::min<int64_t>(kStep, length - i));
-        run.template step<kMask>(row * row_length + first + i, count, source, i, sums[i / kStep]);
+        run.template step<kMask, false>(row * row_length + first + i, count, source, i, sums[i / kStep]);
       }
     }
     double* out = partial + 2 * (group * view.channels + first / view.inner);
@@ -134,16 +135,21 @@ void backward_by_column(const FakeQuantizeBackward& job, const FakeQuantizeTable
   }
 }
 
+template <class Lanes, class Storage, bool kMask>
+void backward_by(const FakeQuantizeBackward& job, const FakeQuantizeTables& tables, double* partial,
+                 int64_t begin, int64_t end) {
+  if (tables.used()) return backward_by_column<Lanes, Storage, kMask>(job, tables, partial, begin, end);
+  if constexpr (std::is_same_v<Storage, float>) {
+    if (job.stream) return backward_by_row<Lanes, Storage, kMask, true>(job, partial, begin, end);
+  }
+  backward_by_row<Lanes, Storage, kMask, false>(job, partial, begin, end);
+}
+
 template <class Lanes, class Storage>
 void backward_any(const FakeQuantizeBackward& job, const FakeQuantizeTables& tables, double* partial,
                   int64_t begin, int64_t end) {
-  if (job.params.mask == nullptr) {
-    tables.used() ? backward_by_column<Lanes, Storage, false>(job, tables, partial, begin, end)
-                  : backward_by_row<Lanes, Storage, false>(job, partial, begin, end);
-  } else {
-    tables.used() ? backward_by_column<Lanes, Storage, true>(job, tables, partial, begin, end)
-                  : backward_by_row<Lanes, Storage, true>(job, partial, begin, end);
-  }
+  job.params.mask ? backward_by<Lanes, Storage, true>(job, tables, partial, begin, end)
+                  : backward_by<Lanes, Storage, false>(job, tables, partial, begin, end);
 }
 
 }  // namespace

@@ -4,18 +4,21 @@
 
 namespace {
 
+// Elements a turn of the inner loop, where there are so many: their in-range bits make one word.
+constexpr int kTurn = 64;
+
 // Appends bits to a byte stream, 64 at a time.
 class BitWriter {
  public:
   explicit BitWriter(uint8_t* out) : out_(out) {}
-  void push(uint32_t bits, int count) {
-    word_ |= static_cast<uint64_t>(bits) << fill_;
+  void push(uint64_t bits, int count) {
+    word_ |= bits << fill_;
     fill_ += count;
     if (fill_ < 64) return;
     memcpy(out_, &word_, sizeof word_);
     out_ += sizeof word_;
     fill_ -= 64;
-    word_ = static_cast<uint64_t>(bits) >> (count - fill_);
+    word_ = fill_ == 0 ? 0 : bits >> (count - fill_);
   }
   void finish() { memcpy(out_, &word_, (fill_ + 7) / 8); }
 
@@ -26,22 +29,22 @@ class BitWriter {
 };
 
 // Sixteen elements; returns which are in range (and kept by the mask).
-template <bool kMask, class Lanes, class Source>
+template <bool kMask, bool kStream, class Lanes, class Source>
 PQK_INLINE uint32_t forward_step(const typename Lanes::Element* x, typename Lanes::Element* y,
-                                 const uint8_t* mask, const Source& source, int64_t at,
-                                 const Bounds<Lanes>& bounds) {
+                                 const uint8_t* mask, const Source& source, int64_t at) {
   uint32_t bits = 0;
   for (int i = 0; i < kStep; i += Lanes::kWidth) {
-    const auto zero_point = source.zero_point(at + i);
-    const auto shifted = Lanes::rint(Lanes::load(x + i) * source.inv_scale(at + i)) + zero_point;
-    auto out = (Lanes::clamp(shifted, bounds.low, bounds.high) - zero_point) * source.scale(at + i);
-    auto in_range = bounds.contain(shifted);
+    const auto rounded = Lanes::rint(Lanes::load(x + i) * source.inv_scale(at + i));
+    const auto clamped = Lanes::clamp(rounded, source.low(at + i), source.high(at + i));
+    // Adding 0 makes -0 the 0 that a sum with the zero point would have made it.
+    auto out = (clamped + Lanes::set(0)) * source.scale(at + i);
+    auto in_range = Lanes::equal(clamped, rounded);
     if constexpr (kMask) {
       const auto keep = Lanes::from_bytes(mask + i);
       in_range = Lanes::both(in_range, keep);
       out = Lanes::zero_unless(keep, out);
     }
-    Lanes::store(y + i, out);
+    put<kStream, Lanes>(y + i, out);
     bits |= Lanes::bits(in_range) << i;
   }
   return bits;
@@ -51,6 +54,7 @@ template <class Lanes, class Storage, template <class> class Source>
 class ForwardRun {
  public:
   using E = typename Lanes::Element;
+  static constexpr bool kInPlace = std::is_same_v<E, Storage>;
   ForwardRun(const FakeQuantizeForward& job, const FakeQuantizeTables& tables, int64_t begin)
       : job_(job),
         tables_(tables),
@@ -58,16 +62,33 @@ class ForwardRun {
         writer_(job.in_range == nullptr ? nullptr : job.in_range + begin / 8) {}
 
   // Elements [at, at + length) of one row.
-  template <bool kMask, bool kBits>
+  template <bool kMask, bool kBits, bool kStream>
   void piece(int64_t at, int64_t length, int64_t row, int64_t column) {
-    const Source<Lanes> source(job_.params, tables_, row, column);
+    const Source<Lanes> source(job_.params, bounds_, tables_, row, column);
     int64_t i = 0;
+    if constexpr (kInPlace) {
+      for (; i + kTurn <= length; i += kTurn) turn<kMask, kBits, kStream>(at + i, i, source);
+    }
     for (; i + kStep <= length; i += kStep) step<kMask, kBits>(at, i, kStep, source);
     if (i < length) step<kMask, kBits>(at, i, static_cast<int>(length - i), source);
   }
   void finish() { writer_.finish(); }
 
  private:
+  template <bool kMask, bool kBits, bool kStream>
+  PQK_INLINE void turn(int64_t at, int64_t offset, const Source<Lanes>& source) {
+    const E* x = static_cast<const E*>(job_.input) + at;
+    E* y = static_cast<E*>(job_.output) + at;
+    const uint8_t* mask = kMask ? job_.params.mask + at : nullptr;
+    uint64_t word = 0;
+#pragma GCC unroll 4
+    for (int i = 0; i < kTurn; i += kStep) {
+      const uint64_t bits = forward_step<kMask, kStream, Lanes>(x + i, y + i, mask + i, source, offset + i);
+      word |= bits << i;
+    }
+    if constexpr (kBits) writer_.push(word, kTurn);
+  }
+
   template <bool kMask, bool kBits>
   PQK_INLINE void step(int64_t at, int64_t i, int count, const Source<Lanes>& source) {
     Storage* output = static_cast<Storage*>(job_.output) + at + i;
@@ -75,7 +96,7 @@ class ForwardRun {
     E* y = target<E>(output, y_buffer_, count);
     const uint8_t* mask = nullptr;
     if constexpr (kMask) mask = fetch(job_.params.mask + at + i, mask_buffer_, count);
-    const uint32_t bits = forward_step<kMask, Lanes>(x, y, mask, source, i, bounds_);
+    const uint32_t bits = forward_step<kMask, false, Lanes>(x, y, mask, source, i);
     flush(output, y, count);
     if constexpr (kBits) writer_.push(bits & ((1u << count) - 1), count);
   }
@@ -88,35 +109,43 @@ class ForwardRun {
   uint8_t mask_buffer_[kStep] = {};
 };
 
-template <class Lanes, class Storage, template <class> class Source>
+template <class Lanes, class Storage, template <class> class Source, bool kMask, bool kBits, bool kStream>
 void forward(const FakeQuantizeForward& job, const FakeQuantizeTables& tables, int64_t begin, int64_t end) {
   const FakeQuantizeParams& p = job.params;
-  const bool bits = job.in_range != nullptr;
   const int64_t row_length = tables.used() ? p.view.channels * p.view.inner : p.view.inner;
   ForwardRun<Lanes, Storage, Source> run(job, tables, begin);
   for (int64_t at = begin; at < end;) {
     const int64_t row = at / row_length, column = at % row_length;
     const int64_t length = std::min(row_length - column, end - at);
-    if (p.mask == nullptr) {
-      bits ? run.template piece<false, true>(at, length, row, column)
-           : run.template piece<false, false>(at, length, row, column);
-    } else {
-      bits ? run.template piece<true, true>(at, length, row, column)
-           : run.template piece<true, false>(at, length, row, column);
-    }
+    run.template piece<kMask, kBits, kStream>(at, length, row, column);
     at += length;
   }
-  if (bits) run.finish();
+  if (kBits) run.finish();
+  if (kStream) end_of_stream();
+}
+
+template <class Lanes, class Storage, template <class> class Source, bool kStream>
+void forward_by(const FakeQuantizeForward& job, const FakeQuantizeTables& tables, int64_t begin, int64_t end) {
+  if (job.params.mask == nullptr) {
+    job.in_range ? forward<Lanes, Storage, Source, false, true, kStream>(job, tables, begin, end)
+                 : forward<Lanes, Storage, Source, false, false, kStream>(job, tables, begin, end);
+  } else {
+    job.in_range ? forward<Lanes, Storage, Source, true, true, kStream>(job, tables, begin, end)
+                 : forward<Lanes, Storage, Source, true, false, kStream>(job, tables, begin, end);
+  }
 }
 
 template <class Lanes, class Storage>
 void forward_any(const FakeQuantizeForward& job, const FakeQuantizeTables& tables, int64_t begin, int64_t end) {
-  tables.used() ? forward<Lanes, Storage, Tables>(job, tables, begin, end)
-                : forward<Lanes, Storage, Constants>(job, tables, begin, end);
+  if (tables.used()) return forward_by<Lanes, Storage, Tables, false>(job, tables, begin, end);
+  if constexpr (std::is_same_v<Storage, float>) {
+    if (job.stream) return forward_by<Lanes, Storage, Constants, true>(job, tables, begin, end);
+  }
+  forward_by<Lanes, Storage, Constants, false>(job, tables, begin, end);
 }
 
 // Elements as unsigned integers of their size. The mask arithmetic leaves no branch to mispredict.
-template <class Bits>
+template <class Bits, bool kStream = false>
 void straight_through_range(const StraightThrough& job, int64_t begin, int64_t end) {
   const Bits* __restrict in = static_cast<const Bits*>(job.grad_output);
   Bits* __restrict out = static_cast<Bits*>(job.grad_input);
@@ -128,7 +157,8 @@ void straight_through_range(const StraightThrough& job, int64_t begin, int64_t e
       const __m256i byte = _mm256_set1_epi32(job.in_range[at / 8]);
       const __m256i keep = _mm256_cmpeq_epi32(_mm256_and_si256(byte, lane_bits), lane_bits);
       const __m256i value = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + at));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), _mm256_and_si256(keep, value));
+      put<kStream, FloatLanes>(reinterpret_cast<float*>(out + at),
+                               _mm256_castsi256_ps(_mm256_and_si256(keep, value)));
     }
   }
 #elif PQK_ISA_LEVEL >= 2
@@ -136,7 +166,7 @@ void straight_through_range(const StraightThrough& job, int64_t begin, int64_t e
     for (; at + kStep <= end; at += kStep) {
       uint16_t word;
       memcpy(&word, job.in_range + at / 8, sizeof word);
-      _mm512_storeu_si512(out + at, _mm512_maskz_loadu_epi32(word, in + at));
+      put<kStream, FloatLanes>(reinterpret_cast<float*>(out + at), _mm512_maskz_loadu_ps(word, in + at));
     }
   }
 #endif
@@ -146,6 +176,7 @@ void straight_through_range(const StraightThrough& job, int64_t begin, int64_t e
   }
   for (; at < end; ++at)
     out[at] = in[at] & (Bits(0) - static_cast<Bits>((job.in_range[at / 8] >> (at % 8)) & 1));
+  if (kStream) end_of_stream();
 }
 
 }  // namespace
@@ -167,7 +198,8 @@ void straight_through_kernel(const StraightThrough& job, int64_t begin, int64_t 
     case 2:
       return straight_through_range<uint16_t>(job, begin, end);
     case 4:
-      return straight_through_range<uint32_t>(job, begin, end);
+      return job.stream ? straight_through_range<uint32_t, true>(job, begin, end)
+                        : straight_through_range<uint32_t>(job, begin, end);
     case 8:
       return straight_through_range<uint64_t>(job, begin, end);
   }

@@ -38,13 +38,17 @@ struct ScalarLanes {
   static V load(const T* at) { return *at; }
   static void store(T* at, V value) { *at = value; }
   static V rint(V value) { return std::rint(value); }
+  static void stream(T* at, V value) { *at = value; }
   static M at_least(V a, V b) { return a >= b; }
   static M ordered(V a) { return a == a; }
+  static M equal(V a, V b) { return a == b; }
+  static M differ(V a, V b) { return a < b || a > b; }
   static M both(M a, M b) { return a && b; }
-  static M not_and(M a, M b) { return !a && b; }
+  static M either(M a, M b) { return a || b; }
   static M from_bytes(const uint8_t* at) { return *at != 0; }
   static V select(M keep, V yes, V no) { return keep ? yes : no; }
   static V zero_unless(M keep, V value) { return keep ? value : T(0); }
+  static V add_where(M keep, V sum, V value) { return keep ? sum + value : sum; }
   // NaN values pass through, as in numerics.h.
   static V clamp(V v, V low, V high) { return v < low ? low : (v > high ? high : v); }
   static uint32_t bits(M mask) { return mask; }
@@ -59,17 +63,21 @@ struct FloatLanes {
   static V set(float value) { return _mm512_set1_ps(value); }
   static V load(const float* at) { return _mm512_loadu_ps(at); }
   static void store(float* at, V value) { _mm512_storeu_ps(at, value); }
+  static void stream(float* at, V value) { _mm512_stream_ps(at, value); }
   static V rint(V value) { return _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static M at_least(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
   static M ordered(V a) { return _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q); }
+  static M equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  static M differ(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_OQ); }
   static M both(M a, M b) { return a & b; }
-  static M not_and(M a, M b) { return static_cast<M>(~a & b); }
+  static M either(M a, M b) { return a | b; }
   static M from_bytes(const uint8_t* at) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
     return _mm_test_epi8_mask(bytes, bytes);
   }
   static V select(M keep, V yes, V no) { return _mm512_mask_blend_ps(keep, no, yes); }
   static V zero_unless(M keep, V value) { return _mm512_maskz_mov_ps(keep, value); }
+  static V add_where(M keep, V sum, V value) { return _mm512_mask_add_ps(sum, keep, sum, value); }
   // max and min return their second operand when one is NaN.
   static V clamp(V v, V low, V high) { return _mm512_min_ps(high, _mm512_max_ps(low, v)); }
   static uint32_t bits(M mask) { return mask; }
@@ -83,17 +91,21 @@ struct FloatLanes {
   static V set(float value) { return _mm256_set1_ps(value); }
   static V load(const float* at) { return _mm256_loadu_ps(at); }
   static void store(float* at, V value) { _mm256_storeu_ps(at, value); }
+  static void stream(float* at, V value) { _mm256_stream_ps(at, value); }
   static V rint(V value) { return _mm256_round_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static M at_least(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
   static M ordered(V a) { return _mm256_cmp_ps(a, a, _CMP_ORD_Q); }
+  static M equal(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+  static M differ(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_NEQ_OQ); }
   static M both(M a, M b) { return _mm256_and_ps(a, b); }
-  static M not_and(M a, M b) { return _mm256_andnot_ps(a, b); }
+  static M either(M a, M b) { return _mm256_or_ps(a, b); }
   static M from_bytes(const uint8_t* at) {
     const __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
     return _mm256_castsi256_ps(_mm256_cmpgt_epi32(lanes, _mm256_setzero_si256()));
   }
   static V select(M keep, V yes, V no) { return _mm256_blendv_ps(no, yes, keep); }
   static V zero_unless(M keep, V value) { return _mm256_and_ps(keep, value); }
+  static V add_where(M keep, V sum, V value) { return sum + zero_unless(keep, value); }
   static V clamp(V v, V low, V high) { return _mm256_min_ps(high, _mm256_max_ps(low, v)); }
   static uint32_t bits(M mask) { return static_cast<uint32_t>(_mm256_movemask_ps(mask)); }
 };
@@ -106,6 +118,7 @@ struct FloatLanes {
   static V set(float value) { return _mm_set1_ps(value); }
   static V load(const float* at) { return _mm_loadu_ps(at); }
   static void store(float* at, V value) { _mm_storeu_ps(at, value); }
+  static void stream(float* at, V value) { _mm_stream_ps(at, value); }
   // SSE2 has no rounding instruction: adding and subtracting 2^23 rounds what is smaller, half to even.
   static V rint(V value) {
     const __m128 sign_bit = _mm_set1_ps(-0.0f), limit = _mm_set1_ps(8388608.0f);
@@ -116,8 +129,10 @@ struct FloatLanes {
   }
   static M at_least(V a, V b) { return _mm_cmpge_ps(a, b); }
   static M ordered(V a) { return _mm_cmpord_ps(a, a); }
+  static M equal(V a, V b) { return _mm_cmpeq_ps(a, b); }
+  static M differ(V a, V b) { return _mm_or_ps(_mm_cmplt_ps(a, b), _mm_cmpgt_ps(a, b)); }
   static M both(M a, M b) { return _mm_and_ps(a, b); }
-  static M not_and(M a, M b) { return _mm_andnot_ps(a, b); }
+  static M either(M a, M b) { return _mm_or_ps(a, b); }
   static M from_bytes(const uint8_t* at) {
     int32_t four;
     memcpy(&four, at, sizeof four);
@@ -127,6 +142,7 @@ struct FloatLanes {
   }
   static V select(M keep, V yes, V no) { return _mm_or_ps(_mm_and_ps(keep, yes), _mm_andnot_ps(keep, no)); }
   static V zero_unless(M keep, V value) { return _mm_and_ps(keep, value); }
+  static V add_where(M keep, V sum, V value) { return sum + zero_unless(keep, value); }
   static V clamp(V v, V low, V high) { return _mm_min_ps(high, _mm_max_ps(low, v)); }
   static uint32_t bits(M mask) { return static_cast<uint32_t>(_mm_movemask_ps(mask)); }
 };
@@ -185,44 +201,66 @@ PQK_INLINE void flush(Storage* at, const Element* buffer, int count) {
   }
 }
 
+// The bounds of codes less the zero point, which clamp rint(x / scale): quant_min - zero_point and the like are
+// exact, and a rounded sum with the zero point could only differ where both forms clamp.
+template <class Lanes>
+struct Bounds {
+  explicit Bounds(const FakeQuantizeParams& p)
+      : low(Lanes::set(static_cast<typename Lanes::Element>(p.quant_min))),
+        high(Lanes::set(static_cast<typename Lanes::Element>(p.quant_max))) {}
+  typename Lanes::V low, high;
+};
+
 // The parameters of one channel, in registers.
 template <class Lanes>
 struct Constants {
   using E = typename Lanes::Element;
-  Constants(const FakeQuantizeParams& p, const FakeQuantizeTables&, int64_t row, int64_t)
-      : Constants(static_cast<const E*>(p.scale)[row % p.view.channels],
+  using V = typename Lanes::V;
+  Constants(const FakeQuantizeParams& p, const Bounds<Lanes>& bounds, const FakeQuantizeTables&, int64_t row,
+            int64_t)
+      : Constants(bounds, static_cast<const E*>(p.scale)[row % p.view.channels],
                   static_cast<const E*>(p.zero_point)[row % p.view.channels]) {}
-  Constants(E scale_value, E zero_point_value)
-      : s(Lanes::set(scale_value)), inv(Lanes::set(E(1) / scale_value)), z(Lanes::set(zero_point_value)) {}
-  typename Lanes::V scale(int64_t) const { return s; }
-  typename Lanes::V inv_scale(int64_t) const { return inv; }
-  typename Lanes::V zero_point(int64_t) const { return z; }
-  typename Lanes::V s, inv, z;
+  Constants(const Bounds<Lanes>& bounds, E scale_value, E zero_point)
+      : s(Lanes::set(scale_value)),
+        inv(Lanes::set(E(1) / scale_value)),
+        l(bounds.low - Lanes::set(zero_point)),
+        h(bounds.high - Lanes::set(zero_point)) {}
+  V scale(int64_t) const { return s; }
+  V inv_scale(int64_t) const { return inv; }
+  V low(int64_t) const { return l; }
+  V high(int64_t) const { return h; }
+  V s, inv, l, h;
 };
 
 // One parameter an element of the row, from `column` on.
 template <class Lanes>
 struct Tables {
   using E = typename Lanes::Element;
-  Tables(const FakeQuantizeParams&, const FakeQuantizeTables& t, int64_t, int64_t column)
+  using V = typename Lanes::V;
+  Tables(const FakeQuantizeParams&, const Bounds<Lanes>& b, const FakeQuantizeTables& t, int64_t,
+         int64_t column)
       : s(static_cast<const E*>(t.scale) + column),
         inv(static_cast<const E*>(t.inv_scale) + column),
-        z(static_cast<const E*>(t.zero_point) + column) {}
-  typename Lanes::V scale(int64_t i) const { return Lanes::load(s + i); }
-  typename Lanes::V inv_scale(int64_t i) const { return Lanes::load(inv + i); }
-  typename Lanes::V zero_point(int64_t i) const { return Lanes::load(z + i); }
+        z(static_cast<const E*>(t.zero_point) + column),
+        bounds(b) {}
+  V scale(int64_t i) const { return Lanes::load(s + i); }
+  V inv_scale(int64_t i) const { return Lanes::load(inv + i); }
+  V low(int64_t i) const { return bounds.low - Lanes::load(z + i); }
+  V high(int64_t i) const { return bounds.high - Lanes::load(z + i); }
   const E *s, *inv, *z;
+  Bounds<Lanes> bounds;
 };
 
-template <class Lanes>
-struct Bounds {
-  explicit Bounds(const FakeQuantizeParams& p)
-      : low(Lanes::set(static_cast<typename Lanes::Element>(p.quant_min))),
-        high(Lanes::set(static_cast<typename Lanes::Element>(p.quant_max))) {}
-  typename Lanes::M contain(typename Lanes::V v) const {
-    return Lanes::both(Lanes::at_least(v, low), Lanes::at_least(high, v));
-  }
-  typename Lanes::V low, high;
-};
+template <bool kStream, class Lanes>
+PQK_INLINE void put(typename Lanes::Element* at, typename Lanes::V value) {
+  kStream ? Lanes::stream(at, value) : Lanes::store(at, value);
+}
+
+// Streamed stores are ordered with what follows them only by a fence.
+inline void end_of_stream() {
+#if defined(PQK_X86_64)
+  _mm_sfence();
+#endif
+}
 
 #include "core/isa_end.h"

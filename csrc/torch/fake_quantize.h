@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/fake_quantize.h"
@@ -53,6 +54,43 @@ inline Tensor laid_out_as(const Tensor& tensor, const Tensor& dense) {
   if (tensor.numel() == 0 || same_strides(tensor, dense)) return tensor;
   Tensor copy = empty_with_strides(dense, dense.sizes(), dense.strides(), tensor.scalar_type());
   return torch::stable::copy_(copy, tensor);
+}
+
+// Whether elements fill a piece of memory without gaps or overlaps, in any order of dimensions.
+inline bool is_dense(const Tensor& tensor) {
+  if (tensor.numel() == 0 || tensor.is_contiguous()) return true;
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  std::vector<std::pair<int64_t, int64_t>> dimensions;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] > 1) dimensions.emplace_back(strides[i], sizes[i]);
+  }
+  std::sort(dimensions.begin(), dimensions.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dimensions) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+// Bytes from the first element of a tensor to behind its last.
+inline std::pair<uintptr_t, uintptr_t> memory_of(const Tensor& tensor) {
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  if (tensor.numel() == 0) return {begin, begin};
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  int64_t last = 0;
+  for (size_t i = 0; i < sizes.size(); ++i) last += (sizes[i] - 1) * strides[i];
+  return {begin, begin + (last + 1) * tensor.element_size()};
+}
+
+// `out` may be `input` itself, element for element, but share no memory with it or `other` in any other way.
+inline void check_no_overlap(const Tensor& out, const Tensor& other, const char* argument, bool may_be_same) {
+  const auto [begin, end] = memory_of(out);
+  const auto [other_begin, other_end] = memory_of(other);
+  if (end <= other_begin || other_end <= begin) return;
+  STD_TORCH_CHECK(may_be_same && begin == other_begin && same_strides(out, other), kOp,
+                  ": out must not share memory with ", argument,
+                  may_be_same ? ", unless it is that tensor itself" : "");
 }
 
 inline std::optional<Tensor> mask_laid_out_as(const std::optional<Tensor>& mask, const Tensor& dense) {
@@ -107,6 +145,13 @@ struct Arguments {
   int64_t quant_max;
   bool zero_point_is_float = false;
 };
+
+inline void check_out(const Tensor& out, const Tensor& input, const std::optional<Tensor>& mask) {
+  check_shape(out, input, "out");
+  check_dtype(out, input.scalar_type(), kOp, "out");
+  check_no_overlap(out, input, "input", true);
+  if (mask.has_value()) check_no_overlap(out, *mask, "mask", false);
+}
 
 inline void check_grad_output(const Tensor& grad_output, const Tensor& input) {
   check_shape(grad_output, input, "grad_output");

@@ -65,6 +65,15 @@ Tensor fake_quantize_cuda(const Tensor& input, const Tensor& scale, const Tensor
   return forward_cuda(input, scale, zero_point, quant_min, quant_max, axis, mask, nullptr);
 }
 
+void fake_quantize_out_cuda(const Tensor& input, const Tensor& scale, const Tensor& zero_point,
+                            int64_t quant_min, int64_t quant_max, std::optional<int64_t> axis,
+                            std::optional<Tensor> mask, Tensor out) {
+  const Arguments arguments(input, scale, zero_point, quant_min, quant_max, axis, mask);
+  check_out(out, input, mask);
+  check_same_device(out, input, "out");
+  torch::stable::copy_(out, forward_cuda(input, scale, zero_point, quant_min, quant_max, axis, mask, nullptr));
+}
+
 std::tuple<Tensor, Tensor> fake_quantize_ste_cuda(const Tensor& input, const Tensor& scale,
                                                   const Tensor& zero_point, int64_t quant_min,
                                                   int64_t quant_max, std::optional<int64_t> axis,
@@ -110,6 +119,7 @@ Tensor fake_quantize_ste_backward_cuda(const Tensor& grad_output, const Tensor& 
 
 STABLE_TORCH_LIBRARY_IMPL(pqk, CUDA, m) {
   m.impl("fake_quantize", TORCH_BOX(&pqk::torch_ops::fake_quantize_cuda));
+  m.impl("fake_quantize.out", TORCH_BOX(&pqk::torch_ops::fake_quantize_out_cuda));
   m.impl("fake_quantize_ste", TORCH_BOX(&pqk::torch_ops::fake_quantize_ste_cuda));
   m.impl("fake_quantize_backward", TORCH_BOX(&pqk::torch_ops::fake_quantize_backward_cuda));
   m.impl("fake_quantize_ste_backward", TORCH_BOX(&pqk::torch_ops::fake_quantize_ste_backward_cuda));

@@ -24,6 +24,7 @@ def fake_quantize(
     axis: int | None = None,
     mask: Tensor | None = None,
     grad_scale: float = 1.0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Rounds to the values that integer codes stand for; differentiable.
 
@@ -55,19 +56,32 @@ def fake_quantize(
             point, and all gradients are 0.
         grad_scale: factor on the gradients of ``scale`` and ``zero_point``; LSQ uses
             ``1 / sqrt(elements * quant_max)``.
+        out: where to write the result, of ``input``'s shape and dtype and any strides; may be ``input`` itself. Saves
+            a fresh tensor, whose first use costs more than the arithmetic once it is some MB. Not differentiable.
 
     Returns:
-        Same shape and dtype as ``input``, in its memory format (as ``torch.empty_like``).
+        ``out``, or a new tensor. Same shape and dtype as ``input``, in its memory format (as ``torch.empty_like``).
 
     Raises:
         RuntimeError: an argument of the wrong dtype, shape or range; the message names it. On CUDA the values of
-            ``scale`` and ``zero_point`` are not read back and so not checked.
+            ``scale`` and ``zero_point`` are not read back and so not checked. ``out`` where a gradient is wanted, or
+            in memory that partly belongs to ``input`` or ``mask``.
     """
     args = (input, scale, zero_point, quant_min, quant_max, axis, mask)
     has_gradient = torch.is_grad_enabled()
     learns = has_gradient and (scale.requires_grad or zero_point.requires_grad)
     straight_through = has_gradient and not learns and input.requires_grad
     output: Tensor
+    if out is not None:
+        if learns or straight_through or (has_gradient and out.requires_grad):
+            raise RuntimeError(
+                "pqk::fake_quantize: out takes no gradient, but input, scale, zero_point or out requires one; call it "
+                "under torch.no_grad() or without out"
+            )
+        torch.ops.pqk.fake_quantize.out(*args, out=out)
+        if not torch.compiler.is_compiling():
+            torch.autograd.graph.increment_version(out)  # so that backward notices if it had saved the old values
+        return out
     if transforms_active():
         output = _transformable(*args, grad_scale)
     elif torch.compiler.is_compiling():
@@ -97,6 +111,21 @@ def _(
     grad_scale: float = 1.0,
 ) -> Tensor:
     return torch.empty_like(input)
+
+
+@torch.library.register_fake("pqk::fake_quantize.out")
+def _(
+    input: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    axis: int | None = None,
+    mask: Tensor | None = None,
+    *,
+    out: Tensor,
+) -> None:
+    torch._check(out.shape == input.shape, lambda: f"out must have the shape of input, {input.shape}, got {out.shape}")
 
 
 @torch.library.register_fake("pqk::fake_quantize_ste")
