@@ -51,10 +51,11 @@ class Group:
             return
         # Gloo for what is said, whatever carries the gradients: it works on numbers in memory, and its limit raises an
         # error, where NCCL's would end the process without a word.
-        self._control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=seconds))
-        self._carrier = self._control if device.type == "cpu" else None
         self._board = _board()
         self._names = ["?"] * self.size
+        with self._watched():
+            self._control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=seconds))
+        self._carrier = self._control if device.type == "cpu" else None
         self._names = self.all_objects(f"pid {os.getpid()} on {socket.gethostname()}")
 
     @property

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -123,24 +121,6 @@ def test_every_arm_resumes_exactly(tmp_path: Path, train_pqk: Train, noise: Any,
     assert a["step-00000048.ckpt"] == b["step-00000048.ckpt"]
     assert a["metrics.jsonl"] == b["metrics.jsonl"]
     assert a["diagnostics.jsonl"] == b["diagnostics.jsonl"]
-
-
-def test_killed_at_random_equals_uninterrupted(tmp_path: Path, train_pqk: Train, noise: Any, child: Start) -> None:
-    slow = noise(lambda _: time.sleep(0.01))
-    train_pqk(tmp_path / "a", checkpoint_steps=1)
-    source, kills = random.Random(7), 0
-    while True:
-        process = child(lambda: train_pqk(tmp_path / "b", checkpoint_steps=1, augment=slow))
-        process.join(source.uniform(0.1, 0.5) if kills < 8 else None)
-        if process.is_alive():
-            process.kill()
-            kills += 1
-        process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-    assert kills > 0
-    assert _files(tmp_path / "a") == _files(tmp_path / "b")
 
 
 def test_two_processes_hold_the_same_masks_and_scales(tmp_path: Path, train_pqk: Train, child: Start) -> None:
