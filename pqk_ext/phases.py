@@ -223,7 +223,7 @@ class PQKController(nn.Module):
                     layer.initialize_scale()
             return
         # An optimizer step can make a scale vanish or change its sign.
-        torch._foreach_clamp_min_(list[Tensor](self._scales()), SMALLEST_SCALE)
+        torch._foreach_clamp_min_(list[Tensor](self.step_sizes()), SMALLEST_SCALE)
         if self._freezes:
             self._hold_unimportant()
         self._advance()
@@ -291,7 +291,7 @@ class PQKController(nn.Module):
                 module.copy_to_teacher()
         self._remember_weights()
         if self.config.step_size == "freeze":
-            for scale in self._scales():
+            for scale in self.step_sizes():
                 scale.requires_grad_(False)
                 scale.grad = None
 
@@ -321,7 +321,8 @@ class PQKController(nn.Module):
     def quantizers(self) -> list[ActivationQuantizer]:
         return [q for q in self._model.pqk_quantizers.values() if isinstance(q, ActivationQuantizer)]
 
-    def _scales(self) -> list[nn.Parameter]:
+    def step_sizes(self) -> list[nn.Parameter]:
+        """The learned scales of all quantizers: of the weights, then of the activations."""
         scales = [layer.weight_scale for layer in self.layers()] + [q.scale for q in self.quantizers()]
         return list(dict.fromkeys(scales))  # tied layers share theirs
 
@@ -339,5 +340,5 @@ def _after_load(module: nn.Module, _: object) -> None:
     module.weights_replaced()
     module.synchronize()
     if module.config.step_size == "freeze":
-        for scale in module._scales():
+        for scale in module.step_sizes():
             scale.requires_grad_(module.phase == 1)
