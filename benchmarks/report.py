@@ -19,6 +19,7 @@ import report_nets
 import report_size
 import report_size_penalty
 import report_storage
+import report_training
 from markdown import Document, folded, ratio, table
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +71,29 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Document], list[str]]]] = {
         "Fake quantization, forward and backward",
         "`pqk_ext.ops.fake_quantize` against torch's own operators, through autograd, float32.",
         paired_table,
+    ),
+    "train_step": (
+        "A training step",
+        "Forward, backward, optimizer (SGD with momentum) and controller in interleaved rounds: float, torch.ao's "
+        "quantization-aware training, and PQK, whose phase 2 trains the teacher inside beside the student.",
+        report_training.step_section,
+    ),
+    "train_memory": (
+        "Memory of training",
+        "The most that tensors take in a training step, with weights and optimizer; each in a process of its own.",
+        report_training.memory_section,
+    ),
+    "sparse_training": (
+        "Training of pruned layers",
+        "Convolutions and linear layers as a prepared network trains them, which compute with the kept weights where "
+        "that is faster, against torch's dense ones in the faster of its layouts.",
+        report_training.sparse_section,
+    ),
+    "allocation": (
+        "Settings of each layer",
+        "Equal sparsity and bits for all layers of the network of `pqk demo`, against those that `choose_config` takes "
+        "from each layer's sensitivity for a file of the same size; both trained by PQK.",
+        report_training.allocation_section,
     ),
     "sparse": (
         "Sparse weights in training",
