@@ -30,6 +30,7 @@ _EXPORTS = {
     "export": "pqk_ext.deploy",
     "assert_parity": "pqk_ext.deploy",
     "assert_sparsity": "pqk_ext.invariants",
+    "assert_resume": "pqk_ext.training",
     "fit": "pqk_ext.training",
     "share_weights": "pqk_ext.codebook",
     "ema_multi_avg_fn": "pqk_ext.training.averaging",
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
     from pqk_ext.errors import DataError, FormatError
     from pqk_ext.invariants import assert_sparsity
     from pqk_ext.preparation import prepare
-    from pqk_ext.training import fit
+    from pqk_ext.training import assert_resume, fit
     from pqk_ext.training.averaging import ema_multi_avg_fn
     from pqk_ext.wrappers import controller, step_with, unwrap
 

@@ -14,6 +14,7 @@ from pqk_ext.training.errors import (
     TrainingInterrupted,
 )
 from pqk_ext.training.loop import FitResult, fit
+from pqk_ext.training.resume_check import assert_resume
 
 __all__ = [
     "CheckpointError",
@@ -26,5 +27,6 @@ __all__ = [
     "ResumeMismatchError",
     "RunLockedError",
     "TrainingInterrupted",
+    "assert_resume",
     "fit",
 ]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextvars import ContextVar
 from types import FrameType, TracebackType
 
-__all__ = ["SignalFlag", "leave_signals_to_parent"]
+__all__ = ["SignalFlag", "leave_signals_to_parent", "stop_after_step"]
+
+# For checks: the step after which a run is to stop as if it had got SIGTERM.
+stop_after_step: ContextVar[int | None] = ContextVar("stop_after_step", default=None)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _WORKER_SECONDS = 10

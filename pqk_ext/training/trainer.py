@@ -33,7 +33,7 @@ from pqk_ext.training.errors import (
 from pqk_ext.training.group import Group
 from pqk_ext.training.metrics import MetricsLog, ProgressBar
 from pqk_ext.training.settings import Settings, compare_with_checkpoint
-from pqk_ext.training.signals import SignalFlag
+from pqk_ext.training.signals import SignalFlag, stop_after_step
 
 __all__ = ["Trainer"]
 
@@ -299,7 +299,8 @@ class Trainer:
 
     def _signal(self, stop: SignalFlag) -> int | None:
         """The signal that any of the processes got; the same answer in each."""
-        received = [int(row[0]) for row in self.group.all_values([stop.received or 0])]
+        own = signal.SIGTERM if stop_after_step.get() == self.step else stop.received
+        received = [int(row[0]) for row in self.group.all_values([own or 0])]
         return max(received) or None
 
     def _save_due(self, seconds: float) -> bool:
