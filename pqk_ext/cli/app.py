@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import pqk_ext
-from pqk_ext.cli import bench, demo, evaluate, export, inspect, run_file, sensitivity, train, verify
+from pqk_ext.cli import bench, demo, evaluate, export, inspect, report, run_file, sensitivity, train, verify
 from pqk_ext.cli.failures import ExitCode, classify
 
 __all__ = ["app", "run"]
@@ -23,6 +23,8 @@ _EPILOG = """Examples:
 pqk demo --json report.json
 
 pqk train --data keyword_spotting --model ds_cnn --pretrained --config pqk.yaml --run-dir runs/kws
+
+pqk report runs/kws
 
 pqk export runs/kws -o kws.pqk
 
@@ -50,6 +52,7 @@ app.command("sensitivity")(sensitivity.sensitivity)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("run")(run_file.run_file)
+app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("verify")(verify.verify)
