@@ -108,6 +108,5 @@ def _smoothed(counts: Tensor, limits: Tensor) -> Tensor:
 @torch.no_grad()
 def _rounded_histogram(layer: PQKLayer) -> Tensor:
     """Of the codes that the layer will be exported with."""
-    scale = layer.weight_scale.view(-1, *[1] * (layer.weight.dim() - 1))
-    codes = (layer.student_weight() / scale).round()
+    codes = layer.by_channel((layer.student_weight() / layer.scale_of_weights()).round())
     return soft_histogram(codes, torch.ones_like(layer.weight_scale), quant_max=layer.weight_quant_max)

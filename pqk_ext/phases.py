@@ -270,7 +270,7 @@ class PQKController(nn.Module):
         c = self.config
         for group, final in groups:
             masks = compute_masks(
-                [layer.weight for layer in group],
+                [layer.by_channel(layer.weight) for layer in group],
                 self._scheduled(final),
                 ranking=c.ranking,
                 granularity=c.granularity,
@@ -278,7 +278,7 @@ class PQKController(nn.Module):
                 min_keep_fraction=c.min_keep_fraction,
             )
             for layer, mask in zip(group, masks, strict=True):
-                layer.weight_mask.copy_(mask)
+                layer.weight_mask.copy_(layer.from_channels(mask))
         of_weight = {id(layer.weight): layer for layer in layers}
         for layer in self.prunable_layers():
             if (ranked := of_weight[id(layer.weight)]) is not layer:

@@ -12,11 +12,12 @@ from torch.nn.utils import parametrize
 
 from pqk_ext.codebook._registry import LARGEST, METHODS, Codebook, check_k
 from pqk_ext.codebook._shared_weight import SharedWeight
+from pqk_ext.nn.channels import by_channel, from_channels
 from pqk_ext.prune import compute_masks
 
 __all__ = ["SharedLayer", "share_weights", "shared_layers", "unshare_weights"]
 
-_Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Linear
+_Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.Linear
 _Fit: TypeAlias = Callable[[Tensor, int, torch.Generator | None], Codebook]
 
 
@@ -101,7 +102,7 @@ def share_weights(
             linear layers; "unified" in the survey) or ``"network"``.
         keep_zeros: weights that are 0 take no part in the fit and stay exactly 0 through all training, as does what the
             method itself rounds to 0. If False, they are values like others.
-        layers: names of the layers to share; by default every Conv1d, Conv2d and Linear.
+        layers: names of the layers to share; by default every convolution (1-d, 2-d or transposed) and Linear.
         sparsity: share of the weights of these layers to prune first, by :func:`pqk_ext.prune.compute_masks`.
         ranking: of that pruning, ``"global"`` or ``"per_layer"``.
         generator: of methods that draw random numbers.
@@ -124,10 +125,10 @@ def share_weights(
     with torch.no_grad():
         for layer, mask in zip(
             chosen.values(),
-            compute_masks([layer.weight for layer in chosen.values()], sparsity, ranking=ranking),
+            compute_masks([by_channel(layer, layer.weight) for layer in chosen.values()], sparsity, ranking=ranking),
             strict=True,
         ):
-            layer.weight.mul_(mask)
+            layer.weight.mul_(from_channels(layer, mask))
     for group in _groups(chosen, scope):
         _share_group(group, k, fit, keep_zeros, generator)
     return result

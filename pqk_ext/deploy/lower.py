@@ -7,6 +7,7 @@ multiplier and bias of each channel. All parameters are computed in float64 and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pqk_ext.deploy.transposed import spread_input
 from pqk_ext.nn import ActivationQuantizer, PQKLayer
 from pqk_ext.ops.quantize import quantize
 from pqk_ext.preparation.blocks import image_shape
@@ -46,7 +48,7 @@ def _scalar(value: float, name: str) -> float:
 
 
 def weight_codes(layer: PQKLayer) -> NDArray[np.int8]:
-    """The int8 codes of a layer's weight; 0 where the mask is False.
+    """The int8 codes of a layer's weight by output channel; 0 where the mask is False.
 
     Raises:
         ValueError: a weight is NaN.
@@ -57,14 +59,19 @@ def weight_codes(layer: PQKLayer) -> NDArray[np.int8]:
         raise ValueError(f"weights must not be NaN, found one at flat index {at}")
     limit = layer.weight_quant_max
     zero_point = torch.zeros(scale.numel(), dtype=torch.int32)
-    codes = quantize(weight, scale, zero_point, quant_min=-limit, quant_max=limit, axis=0)
-    result: NDArray[np.int8] = (codes * layer.weight_mask.cpu()).numpy()
+    codes = quantize(layer.by_channel(weight), scale, zero_point, quant_min=-limit, quant_max=limit, axis=0)
+    result: NDArray[np.int8] = (codes * layer.by_channel(layer.weight_mask.cpu())).contiguous().numpy()
     return result
 
 
-def image_weight(weight: NDArray[Any]) -> NDArray[Any]:
-    """A convolution's weight, that of a sequence ``(O, I, K)`` as ``(O, I, 1, K)``."""
-    return weight[:, :, None] if weight.ndim == 3 else weight
+def image_weight(weight: NDArray[Any], block: Block) -> NDArray[Any]:
+    """A convolution's weight by output channel as the engine wants it.
+
+    That of a sequence ``(O, I, K)`` becomes ``(O, I, 1, K)``; that of a transposed convolution is turned round.
+    """
+    if weight.ndim == 3:
+        weight = weight[:, :, None]
+    return np.ascontiguousarray(weight[:, :, ::-1, ::-1]) if "input_dilation" in block.attributes else weight
 
 
 def batch_norm_affine(model: nn.Module, path: str | None, channels: int) -> tuple[_Float64, _Float64]:
@@ -155,7 +162,7 @@ class _Lowering:
         layer = self.model.layer(block)
         codes = weight_codes(layer)
         if block.op == "conv2d":
-            codes = image_weight(codes)
+            codes = image_weight(codes, block)
         channels = codes.shape[0]
         self._check_accumulator(block, codes)
         scale_in, _ = self.qparams(block.inputs[0])
@@ -163,7 +170,7 @@ class _Lowering:
         if layer.bias is not None:
             shift = shift + to_float64(layer.bias) * gain
         multiplier = scale_in * to_float64(layer.weight_scale) * gain
-        attributes = dict(block.attributes)
+        inputs, attributes = self._spread(block, inputs)
         if block.float_output:
             value = Value(block.shape, "f32")
         else:
@@ -181,6 +188,15 @@ class _Lowering:
             "bias": to_float32(shift, block.name),
         }
         self.add(block, block.op, inputs, value, attributes, tensors)
+
+    def _spread(self, block: Block, inputs: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Nodes that make a convolution of a transposed one; its inputs and attributes after them."""
+        source = self.value(block.inputs[0])
+        steps, attributes = spread_input(block.attributes, source.shape)
+        for op, step, shape in steps:
+            self.nodes.append(Node(op, f"{block.name}_{op}", inputs[:1], replace(source, shape=shape), step))
+            inputs = (len(self.nodes), *inputs[1:])
+        return inputs, attributes
 
     def _check_accumulator(self, block: Block, codes: NDArray[np.int8]) -> None:
         largest = int(np.abs(codes.astype(np.int64)).reshape(codes.shape[0], -1).sum(1).max(initial=0)) * 255

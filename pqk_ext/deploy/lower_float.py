@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pqk_ext.deploy.lower import batch_norm_affine, image_weight, to_float32, to_float64
+from pqk_ext.deploy.transposed import spread_input
+from pqk_ext.nn.channels import by_channel
 from pqk_ext.preparation.fuse import build_plan
 from pqk_ext.preparation.tracing import UnsupportedOperator, check_example_inputs, trace
 from pqk_ext.runtime.graph import Graph, Node, Value
@@ -114,10 +116,10 @@ class _FloatLowering:
 
     def weighted(self, block: Block, inputs: tuple[int, ...]) -> None:
         layer = self.model.get_submodule(block.module or "")
-        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
-        codes, codebook, zero = codes_and_codebook(layer.weight, str(block.module))
+        assert isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
+        codes, codebook, zero = codes_and_codebook(by_channel(layer, layer.weight), str(block.module))
         if block.op == "conv2d":
-            codes = image_weight(codes)
+            codes = image_weight(codes, block)
         gain, shift = batch_norm_affine(self.model, block.batch_norm, codes.shape[0])
         if layer.bias is not None:
             shift = shift + to_float64(layer.bias) * gain
@@ -127,9 +129,19 @@ class _FloatLowering:
             "multiplier": to_float32(gain, block.name),
             "bias": to_float32(shift, block.name),
         }
-        attributes = {**block.attributes, "zero": zero, **_CLAMPS[block.activation]}
+        inputs, geometry = self._spread(block, inputs)
+        attributes = {**geometry, "zero": zero, **_CLAMPS[block.activation]}
         self.add(block, f"float_{block.op}", inputs, attributes, tensors)
         self.done()
+
+    def _spread(self, block: Block, inputs: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Nodes that make a convolution of a transposed one; its inputs and attributes after them."""
+        source = Graph(self.input, tuple(self.nodes)).value(inputs[0])
+        steps, attributes = spread_input(block.attributes, source.shape)
+        for op, step, shape in steps:
+            self.nodes.append(Node(op, f"{block.name}_{op}", inputs[:1], Value(shape, "f32"), step))
+            inputs = (len(self.nodes), *inputs[1:])
+        return inputs, attributes
 
     def add_block(self, block: Block, inputs: tuple[int, ...]) -> None:
         self.add(block, "float_add", inputs, _CLAMPS[block.activation])

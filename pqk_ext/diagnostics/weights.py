@@ -15,7 +15,7 @@ __all__ = ["diagnose_layer", "weight_codes"]
 @torch.no_grad()
 def weight_codes(layer: PQKLayer) -> Tensor:
     """The codes of the student's weights as whole float32 numbers, 0 where pruned; the shape of the weight."""
-    return (layer.student_weight() / _per_channel(layer)).round()
+    return (layer.student_weight() / layer.scale_of_weights()).round()
 
 
 @torch.no_grad()
@@ -32,8 +32,9 @@ def diagnose_layer(layer: PQKLayer, *, name: str = "", op: str = "", start: Tens
     kept = torch.where(mask, weight, torch.zeros_like(weight))
     kept_count = max(1, int(mask.sum()))
     counts = code_counts(codes[mask], -quant_max, quant_max)
-    edge = (quant_max + 0.5) * _per_channel(layer)
-    dead = (codes == 0).flatten(1).all(1).nonzero().flatten().tolist()
+    steps = layer.scale_of_weights()
+    edge = (quant_max + 0.5) * steps
+    dead = layer.by_channel(codes == 0).flatten(1).all(1).nonzero().flatten().tolist()
     drift = None if start is None else (scale / start.to(scale)).double()
     nonzero = int((codes != 0).sum())
     values = weight[mask]
@@ -43,7 +44,7 @@ def diagnose_layer(layer: PQKLayer, *, name: str = "", op: str = "", start: Tens
         shape=tuple(weight.shape),
         bits=(quant_max + 1).bit_length(),
         prunable=layer.prunable,
-        sqnr_db=sqnr_db(kept, codes * _per_channel(layer)),
+        sqnr_db=sqnr_db(kept, codes * steps),
         sparsity=1 - int(mask.sum()) / max(1, mask.numel()),
         rounded_to_zero=(int(mask.sum()) - nonzero) / max(1, mask.numel()),
         min=float(values.min()) if values.numel() else 0.0,
@@ -61,7 +62,3 @@ def diagnose_layer(layer: PQKLayer, *, name: str = "", op: str = "", start: Tens
         dead_channels=len(dead),
         first_dead_channels=tuple(dead[:FIRST_CHANNELS]),
     )
-
-
-def _per_channel(layer: PQKLayer) -> Tensor:
-    return layer.weight_scale.detach().reshape(-1, *[1] * (layer.weight.dim() - 1))

@@ -18,8 +18,8 @@ LOSSES: dict[str, DistillationLoss] = {}
 def distillation_loss(function: DistillationLoss) -> DistillationLoss:
     """Registers a loss under its function's name.
 
-    A loss takes student and teacher logits of shape (batch, classes) and the temperature, and gives a scalar: at least
-    0 up to rounding, 0 where both are equal, finite for logits up to 1e15, and without gradient for the teacher.
+    A loss takes student and teacher logits of shape (batch, classes, ...) and the temperature, and gives a scalar: at
+    least 0 up to rounding, 0 where both are equal, finite for logits up to 1e15, and without gradient for the teacher.
 
     Raises:
         ValueError: the name is taken.
@@ -33,9 +33,10 @@ def distillation_loss(function: DistillationLoss) -> DistillationLoss:
 
 def check_logits(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
     """Raises ValueError where the arguments of a loss cannot be compared."""
-    if student_logits.dim() != 2 or student_logits.numel() == 0:
+    if student_logits.dim() < 2 or student_logits.numel() == 0:
         raise ValueError(
-            f"student_logits: expected a non-empty tensor of shape (batch, classes), got {tuple(student_logits.shape)}"
+            "student_logits: expected a non-empty tensor of shape (batch, classes, ...), "
+            f"got {tuple(student_logits.shape)}"
         )
     if teacher_logits.shape != student_logits.shape:
         raise ValueError(

@@ -18,7 +18,7 @@ def mse(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> T
     ``(student - teacher) / classes``. The loss does not depend on the temperature, which is checked all the same.
 
     Args:
-        student_logits: shape (batch, classes).
+        student_logits: shape (batch, classes), or (batch, classes, ...) with a decision for each position.
         teacher_logits: same shape; detached.
         temperature: above 0; not used.
 

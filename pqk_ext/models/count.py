@@ -26,10 +26,12 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
 
     def count(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         nonlocal total
-        assert isinstance(module, nn.Conv2d | nn.Linear)
-        total += output[0].numel() * module.weight[0].numel()
+        assert isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
+        # Each output is a sum over a filter; each input of a transposed convolution goes to a filter's worth of them.
+        transposed = isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+        total += (inputs[0] if transposed else output)[0].numel() * module.weight[0].numel()
 
-    counted = (module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    counted = (module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd | nn.Linear))
     handles = [module.register_forward_hook(count) for module in counted]
     training = {module: module.training for module in model.modules()}
     parameter = next(model.parameters())

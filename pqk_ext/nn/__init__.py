@@ -9,6 +9,7 @@ from torch import nn
 from pqk_ext.nn.activation import ActivationQuantizer
 from pqk_ext.nn.batch_norm import PQKBatchNorm1d, PQKBatchNorm2d
 from pqk_ext.nn.conv1d import PQKConv1d
+from pqk_ext.nn.conv_transpose import PQKConvTranspose1d, PQKConvTranspose2d
 from pqk_ext.nn.layers import PQKConv2d, PQKLayer, PQKLinear
 from pqk_ext.nn.roles import Role
 
@@ -19,6 +20,8 @@ __all__ = [
     "PQKBatchNorm2d",
     "PQKConv1d",
     "PQKConv2d",
+    "PQKConvTranspose1d",
+    "PQKConvTranspose2d",
     "PQKLayer",
     "PQKLinear",
     "Role",
@@ -28,5 +31,7 @@ __all__ = [
 LAYER_TYPES: dict[type[nn.Module], Callable[..., PQKLayer]] = {
     nn.Conv1d: PQKConv1d,
     nn.Conv2d: PQKConv2d,
+    nn.ConvTranspose1d: PQKConvTranspose1d,
+    nn.ConvTranspose2d: PQKConvTranspose2d,
     nn.Linear: PQKLinear,
 }

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from pqk_ext.nn.channels import by_channel, from_channels
 from pqk_ext.nn.roles import Role
 from pqk_ext.ops._transforms import transforms_active
 from pqk_ext.ops.fake_quantize import fake_quantize
@@ -33,7 +34,8 @@ class PQKLayer(nn.Module):
     """What :class:`PQKConv2d` and :class:`PQKLinear` have in common.
 
     Attributes:
-        weight: float32 parameter ``(O, ...)``: the important weights (``weight_mask`` True) and the unimportant.
+        weight: float32 parameter ``(O, ...)``, of a transposed convolution ``(I, O / groups, ...)``: the important
+            weights (``weight_mask`` True) and the unimportant.
         weight_mask: bool buffer of the same shape, True = important.
         weight_scale: float32 parameter ``(O,)``, the learned step sizes of the symmetric codes
             ``-weight_quant_max..weight_quant_max``.
@@ -53,7 +55,7 @@ class PQKLayer(nn.Module):
     teacher: nn.Module | None
     _counted: tuple[Tensor, int, int] | None  # a mask, its version, how many weights it keeps
 
-    def _extend(self, source: nn.Conv1d | nn.Conv2d | nn.Linear, bits: int, prunable: bool, sharing: Sharing) -> None:
+    def _extend(self, source: nn.modules.conv._ConvNd | nn.Linear, bits: int, prunable: bool, sharing: Sharing) -> None:
         """Takes over the parameters of ``source`` and adds mask and scales."""
         self.weight = source.weight
         self.bias = source.bias
@@ -65,8 +67,9 @@ class PQKLayer(nn.Module):
         self.teacher = None
         self._counted = None
         self.register_buffer("weight_mask", torch.ones_like(source.weight, dtype=torch.bool))
-        self.register_buffer("weight_zero_point", torch.zeros(source.weight.shape[0], dtype=torch.int32))
-        self.weight_scale = nn.Parameter(torch.ones(source.weight.shape[0]))
+        channels = len(self.by_channel(source.weight))
+        self.register_buffer("weight_zero_point", torch.zeros(channels, dtype=torch.int32))
+        self.weight_scale = nn.Parameter(torch.ones(channels))
         self.weight_scale.data = self.weight_scale.data.to(source.weight.device)
         self.weight_zero_point = self.weight_zero_point.to(source.weight.device)
         self.initialize_scale()
@@ -80,37 +83,52 @@ class PQKLayer(nn.Module):
         if self.teacher is not None:
             self.teacher.load_state_dict({k: v for k, v in self.state_dict().items() if k in ("weight", "bias")})
 
+    def by_channel(self, tensor: Tensor) -> Tensor:
+        """The weight, or a tensor of its shape, as ``(out_channels, in_channels / groups, ...)``."""
+        return by_channel(self, tensor)
+
+    def from_channels(self, tensor: Tensor) -> Tensor:
+        """Undoes :meth:`by_channel`."""
+        return from_channels(self, tensor)
+
+    def scale_of_weights(self) -> Tensor:
+        """The step size of every weight, of the weight's shape (a view where it can be)."""
+        rows = self.by_channel(self.weight)
+        return self.from_channels(self.weight_scale.view(-1, *[1] * (rows.dim() - 1)).expand(rows.shape))
+
     @torch.no_grad()
     def initialize_scale(self) -> None:
         """Sets the step sizes from the present important weights."""
-        self.weight_scale.copy_(per_channel_scale(self.weight, self.weight_mask, self.weight_quant_max))
+        weight, mask = self.by_channel(self.weight), self.by_channel(self.weight_mask)
+        self.weight_scale.copy_(per_channel_scale(weight, mask, self.weight_quant_max))
 
     def student_weight(self) -> Tensor:
         """Fake-quantized important weights, exactly 0 elsewhere; the gradient reaches important weights only."""
-        return fake_quantize(
-            self.weight,
+        quantized = fake_quantize(
+            self.by_channel(self.weight),
             self.weight_scale,
             self.weight_zero_point,
             quant_min=-self.weight_quant_max,
             quant_max=self.weight_quant_max,
             axis=0,
-            mask=self.weight_mask if self.prunable else None,
+            mask=self.by_channel(self.weight_mask) if self.prunable else None,
             grad_scale=self._scale_factor(),
         )
+        return self.from_channels(quantized)
 
     def weight_histogram(self) -> Tensor:
         """How many weights each code ``-weight_quant_max..weight_quant_max`` has, softly; with gradients."""
         return soft_histogram(
-            self.weight,
+            self.by_channel(self.weight),
             self.weight_scale,
             quant_max=self.weight_quant_max,
-            mask=self.weight_mask if self.prunable else None,
+            mask=self.by_channel(self.weight_mask) if self.prunable else None,
             grad_scale=self._scale_factor(),
         )
 
     def _scale_factor(self) -> float:
         """On every gradient of the step sizes, which would else be far larger than those of the weights (LSQ)."""
-        return 1.0 / math.sqrt(max(1, self.weight[0].numel()) * self.weight_quant_max)
+        return 1.0 / math.sqrt(max(1, self.by_channel(self.weight)[0].numel()) * self.weight_quant_max)
 
     def teacher_weight(self) -> Tensor:
         """All weights. With disjoint routing the gradient reaches unimportant weights only."""

@@ -28,7 +28,9 @@ class Block:
         module: path of the convolution, linear or dropout module.
         batch_norm: path of the batch norm that follows (conv2d, linear) or is the block (affine).
         activation: ``relu``, ``relu6`` or None; for lookup the name of the function.
-        attributes: geometry, as in ``pqk_ext.runtime.graph``.
+        attributes: geometry, as in ``pqk_ext.runtime.graph``. A transposed convolution is a conv2d that has besides
+            ``input_dilation``, the distances to which the positions of its input are moved apart; its padding may be
+            negative.
         quantizer: key of the quantizer on its value; None where the value keeps its input's codes or is float.
         pre_padding: zeros (top, left, bottom, right) that a separate padding module puts before the convolution;
             ``attributes["padding"]`` contains them.

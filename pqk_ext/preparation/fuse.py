@@ -102,7 +102,7 @@ class _Builder:
     def _open_block(self, node: fx.Node, call: Call) -> None:
         attributes = dict(call.attributes)
         source, pre_padding = call.inputs[0], None
-        if call.kind == "conv2d" and source in self.paddings:
+        if call.kind == "conv2d" and "input_dilation" not in attributes and source in self.paddings:
             padding = self.paddings[source]
             (_, top, left), (_, bottom, right) = padding.attributes["before"], padding.attributes["after"]
             pre_padding = (top, left, bottom, right)

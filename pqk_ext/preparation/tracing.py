@@ -124,6 +124,25 @@ def _conv_attributes(module: nn.Conv2d | nn.Conv1d) -> dict[str, Any]:
     return {"stride": stride, "padding": padding, "dilation": dilation, "groups": module.groups}
 
 
+def _transposed_attributes(module: nn.ConvTranspose2d | nn.ConvTranspose1d) -> dict[str, Any]:
+    """Of the convolution that it is on an input with ``stride - 1`` zeros between positions.
+
+    Where the module cuts off more than its kernel reaches over, padding is negative.
+    """
+    one, none = (1, 0) if isinstance(module, nn.ConvTranspose1d) else (None, None)
+    kernel, stride, dilation = (_pair(v, one) for v in (module.kernel_size, module.stride, module.dilation))
+    cut, more = (_pair(v, none) for v in (module.padding, module.output_padding))
+    before = [d * (k - 1) - c for d, k, c in zip(dilation, kernel, cut, strict=True)]
+    after = [b + m for b, m in zip(before, more, strict=True)]
+    return {
+        "stride": [1, 1],
+        "padding": [*before, *after],
+        "dilation": dilation,
+        "groups": module.groups,
+        "input_dilation": stride,
+    }
+
+
 def _pool_padding(size: list[int], attributes: dict[str, Any], ceil_mode: bool) -> list[int]:
     """Explicit top, left, bottom, right padding, such that rounding the output size down gives torch's size."""
     result = [int(v) for v in attributes["before"]] * 2
@@ -267,19 +286,28 @@ _TABLES: dict[type[nn.Module], str] = {
 }
 
 
-_SEQUENCE_MODULES = (nn.Conv1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.ZeroPad1d)
-_IMAGE_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d)
+_SEQUENCE_MODULES = (
+    *(nn.Conv1d, nn.ConvTranspose1d, nn.MaxPool1d, nn.AvgPool1d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.ZeroPad1d),
+)
+_IMAGE_MODULES = (
+    *(nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d),
+    *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d),
+)
 
 
 def _module_call(node: fx.Node, module: nn.Module) -> Call:
-    (input,) = node.args
-    assert isinstance(input, fx.Node)
     path = str(node.target)
+    input = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+    if not isinstance(input, fx.Node):
+        raise UnsupportedOperator(f"modules are supported with one input and nothing else, got {node.format_node()}")
     for types, dimensions in ((_SEQUENCE_MODULES, 1), (_IMAGE_MODULES, 2)):
         if isinstance(module, types):
             _require_rank(input, dimensions, type(module).__name__)
     if isinstance(module, nn.Conv2d | nn.Conv1d):
         return Call("conv2d", (input,), _conv_attributes(module), path)
+    if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose1d):
+        return Call("conv2d", (input,), _transposed_attributes(module), path)
     if isinstance(module, nn.Linear):
         if len(shape_of(input)) != 1:
             rank = len(sample_shape(input)) + 1

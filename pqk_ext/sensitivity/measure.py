@@ -183,13 +183,13 @@ def set_layer(model: PreparedModel, name: str, sparsity: float, bits: int) -> No
     assert isinstance(layer, PQKLayer)
     c = model.pqk.config
     (mask,) = compute_masks(
-        [layer.weight],
+        [layer.by_channel(layer.weight)],
         sparsity,
         granularity=c.granularity,
         min_keep_per_channel=c.min_keep_per_channel,
         min_keep_fraction=min(c.min_keep_fraction, 1 - sparsity),
     )
-    layer.weight_mask.copy_(mask)
+    layer.weight_mask.copy_(layer.from_channels(mask))
     layer.weight_quant_max = 2 ** (bits - 1) - 1
     layer.initialize_scale()
 
@@ -210,8 +210,8 @@ def _scores(logits: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def _coded_bytes(layer: PQKLayer) -> int:
-    scale = layer.weight_scale.view(-1, *[1] * (layer.weight.dim() - 1))
-    codes = (layer.student_weight() / scale).round().to(torch.int8).cpu().contiguous().numpy()
+    rows = layer.by_channel(layer.student_weight() / layer.scale_of_weights())
+    codes = rows.round().to(torch.int8).cpu().contiguous().numpy()
     flat, rows = codes.reshape(-1), codes.shape[0]
     return len(_core.encode_weight(_core.choose_codec(flat, rows, SPEED_TOLERANCE), flat, rows))
 

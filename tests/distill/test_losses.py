@@ -107,12 +107,20 @@ def test_finite_at_extreme_logits(name: str, temperature: float) -> None:
 
 
 @all_losses
+def test_positions_count_as_samples(name: str, temperature: float) -> None:
+    student, teacher = (torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    rows = (logits.permute(0, 2, 3, 1).reshape(-1, 5) for logits in (student, teacher))
+    got = distill.LOSSES[name](student, teacher, temperature)
+    torch.testing.assert_close(got, distill.LOSSES[name](*rows, temperature))
+
+
+@all_losses
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [
         ((2, 3), (2, 4), r"teacher_logits: expected the student's shape \(2, 3\), got \(2, 4\)"),
         ((2, 3), (1, 3), "teacher_logits"),
-        ((3,), (3,), r"student_logits: expected a non-empty tensor of shape \(batch, classes\)"),
+        ((3,), (3,), r"student_logits: expected a non-empty tensor of shape \(batch, classes, ...\)"),
         ((0, 3), (0, 3), "student_logits"),
     ],
 )
