@@ -47,7 +47,9 @@ def demo(
     if output is not None:
         _check_folder(output, force=force)
     from pqk_ext.demo import Recipe
+    from pqk_ext.training import keep_freed_memory
 
+    keep_freed_memory()
     chosen = {"sparsity": sparsity, "steps": steps}
     recipe = Recipe(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]
     recipe.config(teacher=True)  # refuses a sparsity out of range before any work

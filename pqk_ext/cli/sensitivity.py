@@ -48,7 +48,9 @@ def sensitivity(
     """Prune and quantize each layer by itself, measure what is lost, and choose settings for a size or an accuracy."""
     from pqk_ext.sensitivity import choose_config
     from pqk_ext.sensitivity import sensitivity as measure
+    from pqk_ext.training import keep_freed_memory
 
+    keep_freed_memory()
     check_json(json)
     wants = target_bytes is not None or target_accuracy is not None
     _check(model, run_dir, target_bytes, target_accuracy, output)

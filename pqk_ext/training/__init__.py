@@ -14,6 +14,7 @@ from pqk_ext.training.errors import (
     TrainingInterrupted,
 )
 from pqk_ext.training.loop import FitResult, fit
+from pqk_ext.training.memory import keep_freed_memory
 from pqk_ext.training.resume_check import assert_resume
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "TrainingInterrupted",
     "assert_resume",
     "fit",
+    "keep_freed_memory",
 ]

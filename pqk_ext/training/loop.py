@@ -17,6 +17,7 @@ from pqk_ext.config import PQKConfig
 from pqk_ext.training.data import Augment, Batches
 from pqk_ext.training.durable import RunLock
 from pqk_ext.training.group import Group
+from pqk_ext.training.memory import keep_freed_memory
 from pqk_ext.training.settings import OptimizerFactory, Settings, cosine
 from pqk_ext.training.signals import SignalFlag, leave_signals_to_parent
 from pqk_ext.training.trainer import Trainer
@@ -77,7 +78,8 @@ def fit(
 
     A run that was stopped, killed or cut off goes on from its newest checkpoint when it is started again with the same
     arguments, and ends with the same bits as one that was never stopped (on the CPU, with equal versions and thread
-    count; what differs is an error that names it). The global random generators are seeded with ``seed``.
+    count; what differs is an error that names it). The global random generators are seeded with ``seed``, and memory
+    once used stays with the process (:func:`pqk_ext.training.keep_freed_memory`).
 
     ``run_dir`` gets ``metrics.jsonl``, with PQK ``diagnostics.jsonl`` (:func:`pqk_ext.diagnostics.diagnose` of 64
     validation samples), checkpoints (safetensors; the last two and the best), a lock, and event files for TensorBoard
@@ -136,6 +138,7 @@ def fit(
         raise ValueError(f"on_full_disk: expected 'stop' or 'continue', got {on_full_disk!r}")
     if not process_timeout > 0:
         raise ValueError(f"process_timeout: expected seconds above 0, got {process_timeout!r}")
+    keep_freed_memory()
     train_batches = Batches(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers)
     val_batches = Batches(val, batch_size, shuffle=False, seed=seed, num_workers=num_workers)
     config, total_steps = _length(model, config, epochs, len(train_batches))
