@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pqk_ext.phases import PQKController
 
-__all__ = ["controller", "step_with", "unwrap"]
+__all__ = ["controller", "inner_optimizer", "step_with", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> PreparedModel:
@@ -58,11 +58,7 @@ def step_with(optimizer: torch.optim.Optimizer, model: nn.Module) -> RemovableHa
     Returns:
         What ends it: ``handle.remove()``.
     """
-    inner: Any = optimizer
-    while isinstance(getattr(inner, "optimizer", None), torch.optim.Optimizer):
-        inner = inner.optimizer
-    if not isinstance(inner, torch.optim.Optimizer):
-        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    inner = inner_optimizer(optimizer)
     phases = controller(model)
 
     def follow(*_: object) -> None:
@@ -70,3 +66,17 @@ def step_with(optimizer: torch.optim.Optimizer, model: nn.Module) -> RemovableHa
 
     handle: RemovableHandle = inner.register_step_post_hook(follow)
     return handle
+
+
+def inner_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer of torch inside wrappers such as Accelerate's.
+
+    Raises:
+        TypeError: there is none.
+    """
+    inner = optimizer
+    while isinstance(getattr(inner, "optimizer", None), torch.optim.Optimizer):
+        inner = inner.optimizer
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return inner

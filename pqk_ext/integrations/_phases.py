@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pqk_ext.wrappers import controller, step_with
+from pqk_ext.distributed import synchronize
+from pqk_ext.wrappers import controller, inner_optimizer, step_with, unwrap
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -21,23 +22,35 @@ class PhasesFollower:
     """Attaches the phases of a model to an optimizer while a training lasts, and warns of what will not fit."""
 
     def __init__(self) -> None:
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: float) -> None:
-        """Attaches; ``steps`` are the optimizer steps that the training has left."""
+        """Attaches; ``steps`` are the optimizer steps that the training has left.
+
+        Where several processes train, each has observed the ranges of its own batches when the warm-up ends: all then
+        go on with those of process 0.
+        """
         self.end()
         _warn_of_another_length(model, steps)
         _warn_of_decayed_step_sizes(model, optimizer)
-        self._handle = step_with(optimizer, model)
+        phases, ranges_shared = controller(model), False
+
+        def share_ranges(*_: object) -> None:
+            nonlocal ranges_shared
+            if phases.quantizing and not ranges_shared:
+                synchronize(unwrap(model))
+                ranges_shared = True
+
+        self._handles = [step_with(optimizer, model), inner_optimizer(optimizer).register_step_post_hook(share_ranges)]
 
     def end(self) -> None:
         """Detaches; does nothing where nothing is attached."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_handle": None}  # hooks belong to this process and its optimizer
+        return {"_handles": []}  # hooks belong to this process and its optimizer
 
 
 def _warn_of_another_length(model: nn.Module, steps: float) -> None:

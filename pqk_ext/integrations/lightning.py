@@ -12,9 +12,9 @@ from pqk_ext.integrations._phases import PhasesFollower
 from pqk_ext.wrappers import controller, unwrap
 
 try:
-    from lightning.pytorch import Callback
+    from lightning.pytorch.callbacks import Callback, WeightAveraging
 except ImportError:
-    from pytorch_lightning import Callback
+    from pytorch_lightning.callbacks import Callback, WeightAveraging
 
 __all__ = ["PQKCallback"]
 
@@ -38,7 +38,8 @@ class PQKCallback(Callback):
     Accumulated batches count as one step, and steps that a gradient scaler skips do not count. The state of PQK lies in
     the module's ``state_dict``, so Lightning's checkpoints hold it and resume from it. Several processes need
     ``strategy="ddp_find_unused_parameters_true"``. ``total_steps`` counts optimizer steps; there is a warning where the
-    trainer will make another number.
+    trainer will make another number. With Lightning's ``WeightAveraging`` the averaged network is what is written; that
+    needs ``multi_avg_fn=pqk_ext.ema_multi_avg_fn(decay)``.
 
     Args:
         path: ``.pqk`` file to write when the training has ended, from the last weights; None writes none.
@@ -63,6 +64,8 @@ class PQKCallback(Callback):
         return unwrap(module if self.model_name is None else module.get_submodule(self.model_name))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        for callback in trainer.callbacks:
+            _check_averaging(callback)
         steps = trainer.estimated_stepping_batches - trainer.global_step
         self._follower.begin(self._model(pl_module), trainer.optimizers[self.optimizer], steps)
 
@@ -76,8 +79,22 @@ class PQKCallback(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._follower.end()
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        # Not in on_train_end, where other callbacks may still put averaged weights into the module.
         if self.path is not None and trainer.is_global_zero:
             export(self._model(pl_module), self.path)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._follower.end()
+
+
+def _check_averaging(callback: Any) -> None:
+    """Raises where Lightning's ``WeightAveraging`` would average masks and the step count."""
+    averages_buffers = isinstance(callback, WeightAveraging) and getattr(callback, "_use_buffers", True)
+    function = getattr(callback, "_kwargs", {}).get("multi_avg_fn")
+    if averages_buffers and not getattr(function, "copies_integers", False):
+        raise ValueError(
+            "WeightAveraging would average the pruning masks: give it multi_avg_fn=pqk_ext.ema_multi_avg_fn(decay), or "
+            "use_buffers=False"
+        )

@@ -33,4 +33,5 @@ def ema_multi_avg_fn(decay: float = 0.999) -> Callable[[Any, Any, Any], None]:
         else:
             torch._foreach_copy_(list(averaged), list(current))
 
+    update.copies_integers = True  # type: ignore[attr-defined]  # by which adapters know it
     return update

@@ -122,3 +122,21 @@ def test_decayed_step_sizes_are_warned_of(problem: TinyProblem, tmp_path: Path) 
     net.configure_optimizers = lambda: torch.optim.AdamW(net.parameters(), weight_decay=0.1)
     with pytest.warns(UserWarning, match="decays the step sizes of quantizers.*parameter_groups"):
         trainer(problem, tmp_path, PQKCallback()).fit(net, problem.loader())
+
+
+def test_averaged_weights_are_validated_and_shipped(problem: TinyProblem, tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import WeightAveraging
+    from torch.optim.swa_utils import get_ema_avg_fn
+
+    net, average = ValidatedNet(problem), WeightAveraging(multi_avg_fn=pqk_ext.ema_multi_avg_fn(0.7))
+    run = trainer(problem, tmp_path, PQKCallback(tmp_path / "net.pqk"), average)
+    run.fit(net, problem.loader(), problem.loader())
+    last = problem.bare_loop()
+    first, of_last = net.model.get_submodule("0"), last.get_submodule("0")
+    assert torch.equal(first.weight_mask, of_last.weight_mask)
+    assert not torch.equal(first.weight, of_last.weight)
+    pqk_ext.assert_parity(net, tmp_path / "net.pqk", problem.tensors()[0])
+
+    nonsense = trainer(problem, tmp_path, PQKCallback(), WeightAveraging(avg_fn=get_ema_avg_fn()))
+    with pytest.raises(ValueError, match="would average the pruning masks"):
+        nonsense.fit(Net(problem), problem.loader())

@@ -80,6 +80,20 @@ def test_the_export_of_an_average_in_training_mode_knows_the_phase(tmp_path: Pat
     assert_parity(average, tmp_path / "net.pqk", batch(1)[0])
 
 
+def test_an_average_in_evaluation_mode_follows_its_updates() -> None:
+    model, average = averaged(KINDS["buffers"](), 10)
+    x, _ = batch(1)
+    before = average.eval()(x)
+    optimizer = torch.optim.SGD(model.pqk.parameter_groups(0.1), momentum=0.9)
+    model.pqk.loss(*batch(10)).backward()
+    optimizer.step()
+    model.pqk.step()
+    average.update_parameters(model)
+    after = average(x)
+    assert not torch.equal(after, before)
+    assert torch.equal(average.eval()(x), after)
+
+
 def test_averages_are_what_they_say() -> None:
     old, new = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 6.0])]
     ema_multi_avg_fn(0.75)(old, new, 1)
