@@ -43,7 +43,8 @@ def report(
 
     with reading(run_dir):
         run = read_run(run_dir)
-    page = make_page(run, _measure(run, file or []))
+    files = _measure(run, file or [])
+    page = make_page(run, files)
     html = to_html(page).encode()
     replace_file(target, html)
     values: dict[str, Any] = {
@@ -54,6 +55,10 @@ def report(
         "step": run.step,
         "total_steps": run.total_steps,
         "best": run.best,
+        "files": [
+            {"file": str(f.path), "bytes": f.total_bytes, "latency_us": f.latency_us, "accuracy": f.accuracy}
+            for f in files
+        ],
         "findings": [{"severe": f.severe, "where": f.where, "text": f.text} for f in page.findings],
         "diagnosis": run.diagnoses[-1] if run.diagnoses else None,
     }

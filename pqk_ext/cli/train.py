@@ -45,7 +45,7 @@ def train(
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load data.")] = 0,
     diagnose_every: Annotated[
         int, typer.Option("--diagnose-every", min=0, help="Steps between diagnoses for pqk report; 0: none.")
-    ] = 100,
+    ] = 200,
     json: JsonPath = None,
 ) -> None:
     """Train a network; stopped at any time, it goes on with --resume and ends with the same bits."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pqk_ext.report.files import ExportedFile
 from pqk_ext.report.run import Run
 
 __all__ = ["LEAST_ACTIVATION_SQNR", "LEAST_WEIGHT_SQNR", "Finding", "findings"]
@@ -38,9 +39,9 @@ class Finding:
     text: str
 
 
-def findings(run: Run) -> list[Finding]:
+def findings(run: Run, files: Sequence[ExportedFile] = ()) -> list[Finding]:
     """All findings, severe ones first, else in the order of the network."""
-    found = [*_of_the_run(run)]
+    found = [*_of_the_run(run), *_of_files(run, files)]
     if run.diagnoses:
         last = run.diagnoses[-1]
         if last["quantizing"]:
@@ -85,6 +86,17 @@ def _of_the_run(run: Run) -> Iterator[Finding]:
             f"The sparsity is {sparsities[-1]:.1%}, {wanted:.1%} was asked for: min_keep_per_channel and "
             "min_keep_fraction hold more weights than that leaves.",
         )
+
+
+def _of_files(run: Run, files: Sequence[ExportedFile]) -> Iterator[Finding]:
+    for file in files:
+        if run.best and file.accuracy is not None and round(file.accuracy - run.best["accuracy"], 9) != 0:
+            yield Finding(
+                False,
+                file.path.name,
+                f"It is right on {file.accuracy:.2%} of the validation data, the best weights on "
+                f"{run.best['accuracy']:.2%}: it was exported before these, or from another run.",
+            )
 
 
 def _since_sparse(run: Run, name: str) -> tuple[list[int], list[float]]:

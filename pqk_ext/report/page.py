@@ -100,7 +100,7 @@ def make_page(run: Run, files: Sequence[ExportedFile]) -> Page:
         finished=run.finished,
         subtitle=_subtitle(run),
         tiles=_tiles(run, files),
-        findings=findings(run),
+        findings=findings(run, files),
         sections=[section for section in sections if section.pictures or section.tables],
         command=command(run),
         yaml=settings_yaml(run),

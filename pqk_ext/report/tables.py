@@ -38,6 +38,11 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
 
+    @property
+    def explained(self) -> list[tuple[str, str]]:
+        """The columns that need an explanation."""
+        return [(name, text) for name, text in self.columns if text]
+
 
 def _text(value: Any) -> Cell:
     return Cell(str(value), str(value))

@@ -48,6 +48,14 @@ def test_train_eval_export(pqk: Pqk, config: Path, tmp_path: Path) -> None:
         scores.append(json.loads(done.out)["accuracy"])
     assert scores == [trained["best_validation_accuracy"]] * 2
 
+    pytest.importorskip("matplotlib", reason="no pqk report without matplotlib")
+    pytest.importorskip("jinja2", reason="no pqk report without jinja2")
+    done = pqk("report", run, "--file", net, "--json", "-")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["files"][0]["accuracy"] == trained["best_validation_accuracy"]
+    assert "pqk train --data keyword_spotting --model ds_cnn --pretrained" in (run / "report.html").read_text()
+
 
 def test_export_of_a_float_network(pqk: Pqk, tmp_path: Path) -> None:
     net = tmp_path / "net.pqk"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.report.test_report import Parsed, page_of
+from tests.report.test_report import Parsed, shared_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="NO BROWSER: chromium is not installed; the page is not opened")
@@ -69,7 +69,7 @@ def _colours(path: Path) -> np.ndarray[Any, Any]:
 
 
 def test_it_shows_everything_and_asks_for_nothing(finished_run: Path, open_page: Callable[..., Opened]) -> None:
-    html, parsed = page_of(finished_run)
+    html, parsed = shared_page(finished_run)
     opened = open_page(html)
     assert opened.console == []
     assert opened.requests == set()
@@ -84,7 +84,7 @@ def test_it_shows_everything_and_asks_for_nothing(finished_run: Path, open_page:
 
 
 def test_it_is_dark_where_that_is_preferred(finished_run: Path, open_page: Callable[..., Opened]) -> None:
-    opened = open_page(page_of(finished_run)[0], "--blink-settings=preferredColorScheme=0", width=500)
+    opened = open_page(shared_page(finished_run)[0], "--blink-settings=preferredColorScheme=0", width=500)
     pixels = _colours(opened.picture)
     assert pixels[5, 5].tolist() == [0x12, 0x16, 0x1C]
     assert int((pixels == (0x6E, 0xA0, 0xFF)).all(-1).sum()) > 500
@@ -94,7 +94,7 @@ def test_it_is_dark_where_that_is_preferred(finished_run: Path, open_page: Calla
 def test_nothing_is_wider_than_a_phone(finished_run: Path, open_page: Callable[..., Opened]) -> None:
     script = "document.title = [360, document.documentElement.scrollWidth].join()"
     frame = '<iframe style="width:360px;height:2000px" srcdoc="{}"></iframe>'
-    inner = _with_script(page_of(finished_run)[0], f"{script}; parent.document.title = document.title")
+    inner = _with_script(shared_page(finished_run)[0], f"{script}; parent.document.title = document.title")
     opened = open_page(
         frame.format(inner.replace("&", "&amp;").replace('"', "&quot;")), "--allow-file-access-from-files"
     )
@@ -104,7 +104,7 @@ def test_nothing_is_wider_than_a_phone(finished_run: Path, open_page: Callable[.
 
 
 def test_tables_are_sorted_by_a_click(finished_run: Path, open_page: Callable[..., Opened]) -> None:
-    html = page_of(finished_run)[0]
+    html = shared_page(finished_run)[0]
     head = 'document.querySelector("#weights th:nth-child(5) button")'
     for clicks, descending in ((1, False), (2, True)):
         opened = open_page(_with_script(html, f"{head}.click();" * clicks))
@@ -118,7 +118,7 @@ def test_tables_are_sorted_by_a_click(finished_run: Path, open_page: Callable[..
 
 
 def test_the_tests_would_see_a_request_and_an_error(finished_run: Path, open_page: Callable[..., Opened]) -> None:
-    html = page_of(finished_run)[0]
+    html = shared_page(finished_run)[0]
     picture = '<img src="http://report.invalid/x.png">'
     opened = open_page(_with_script(html, "console.error('x')").replace("<footer>", f"{picture}<footer>"))
     assert opened.requests == {"http://report.invalid/x.png"}

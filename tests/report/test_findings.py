@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pqk_ext.report import Run, read_run
+from pqk_ext.report import Run, measure, read_run
 from pqk_ext.report.findings import findings
 from pqk_ext.report.repeat import command
 
@@ -86,6 +86,14 @@ def test_each_finding(healthy: Run, change: Callable[[Run], Any], severe: bool, 
 def test_a_loss_that_rises_while_weights_go_is_no_finding(healthy: Run) -> None:
     healthy.metrics.insert(0, {"step": 8, "val_loss": 0.01})
     assert findings(healthy) == []
+
+
+def test_a_file_of_other_weights(healthy: Run, finished_run: Path) -> None:
+    same = dataclasses.replace(measure(finished_run / "net.pqk", None), accuracy=0.9)
+    assert findings(healthy, [same, dataclasses.replace(same, accuracy=None)]) == []
+    (found,) = findings(healthy, [dataclasses.replace(same, accuracy=0.8)])
+    assert found.where == "net.pqk"
+    assert "right on 80.00%" in found.text
 
 
 def test_figures_of_the_warm_up_are_no_findings(healthy: Run) -> None:

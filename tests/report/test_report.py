@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import re
@@ -70,6 +71,11 @@ class Parsed(HTMLParser):
             self.headings.append(data.strip())
 
 
+@functools.cache  # the runs that tests share are drawn once
+def shared_page(run_dir: Path) -> tuple[str, Parsed]:
+    return page_of(run_dir)
+
+
 def page_of(run_dir: Path) -> tuple[str, Parsed]:
     run = read_run(run_dir)
     html = to_html(make_page(run, [measure(path, None) for path in sorted(run_dir.glob("*.pqk"))]))
@@ -92,7 +98,7 @@ def check_whole(html: str, parsed: Parsed) -> None:
 
 
 def test_a_finished_run(finished_run: Path) -> None:
-    html, parsed = page_of(finished_run)
+    html, parsed = shared_page(finished_run)
     check_whole(html, parsed)
     assert parsed.headings == [
         *("Findings", "Training", "Weights", "Activations", "Teacher and student", "Exported files"),
@@ -115,7 +121,7 @@ def test_a_finished_run(finished_run: Path) -> None:
 
 
 def test_tables_hold_the_numbers(finished_run: Path) -> None:
-    html, _ = page_of(finished_run)
+    html, _ = shared_page(finished_run)
     last = json.loads((finished_run / "diagnostics.jsonl").read_text().splitlines()[-1])
     for layer in last["layers"]:
         row = re.search(rf'<tr><td class="n" data-key="[\d.]+">\d+</td><td data-key="{layer["name"]}">.*?</tr>', html)
