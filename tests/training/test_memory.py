@@ -35,19 +35,20 @@ print(json.dumps({"kept": kept, "faults": pages, "peak": (peak - before) / 1024}
 """
 
 
-def run(how: str) -> dict[str, object]:
+def run(how: str, **environment: str) -> dict[str, object]:
     command = [sys.executable, "-c", STEPS, how]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    output = subprocess.run(command, env=clean, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, env=clean | environment, check=True, capture_output=True, text=True).stdout
     result: dict[str, object] = json.loads(output.splitlines()[-1])
     return result
 
 
 @pytest.mark.skipif("glibc" not in str(os.confstr("CS_GNU_LIBC_VERSION")), reason="the C library is not glibc")
 def test_tensors_of_later_steps_cost_no_page_faults() -> None:
-    plain, kept = run("plain"), run("keep")
+    # A map for each tensor, as glibc begins; what it makes of that later depends on where small objects lie.
+    plain, kept = run("plain", MALLOC_MMAP_THRESHOLD_="1048576"), run("keep")
     pages = 12 * 2 * 1024 * 1024 * 4 / os.sysconf("SC_PAGE_SIZE")
-    assert plain["faults"] > pages / 4  # what there is to save
+    assert plain["faults"] > pages * 0.9  # what there is to save
     assert kept["kept"] == [True, True]
     assert kept["faults"] < pages / 20
     assert kept["peak"] < plain["peak"] * 1.5  # holes: 1.0 to 1.25 here, 1.0 to 1.05 in training networks
