@@ -52,7 +52,7 @@ def test_a_prepared_model_passes_in_both_phases() -> None:
         return {"model": model, "optimizer": optimizer}, lambda i: _step(model, optimizer, *_batch(i))
 
     state = torch.get_rng_state()
-    pqk_ext.assert_resume(make, steps=10, stops=range(10))
+    pqk_ext.assert_resume(make, steps=10, stops=[0, 2, 5, 6, 8])
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -134,7 +134,7 @@ def test_a_hidden_optimizer_state_is_found_and_the_first_tensor_is_named() -> No
 
 
 def test_a_generator_outside_the_state_is_found() -> None:
-    with pytest.raises(AssertionError, match="stopped after step 2 .* after step 3 .*: what the step returned differs"):
+    with pytest.raises(AssertionError, match=r"stopped after step 2 .* after step 3 .*: what the step returned"):
         assert_resume(_plain(_OwnNoise), steps=4, stops=[2])
 
 
@@ -203,7 +203,7 @@ def test_fit_with_both_phases(problem: Any) -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(TypeError, match="make: expected .* got Linear"):
+    with pytest.raises(TypeError, match=r"make: expected .* got Linear"):
         assert_resume(lambda: nn.Linear(1, 1))  # type: ignore[arg-type,return-value]
     for stops in ([], [3], [-1]):
         with pytest.raises(ValueError, match="stops: expected steps from 0 to 2"):
