@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from pqk_ext.training.errors import ProcessesDifferError
 from pqk_ext.training.replicas import copy_back, differing_tensors, digests, split_by_dtype
 
-__all__ = ["Objective", "check_in_sync", "synchronize"]
+__all__ = ["Objective", "check_in_sync", "gathered", "shard", "synchronize"]
 
 
 class Objective(nn.Module):
@@ -62,6 +64,94 @@ class Objective(nn.Module):
             self._ranges_shared = True
         loss: Tensor = controller.loss(x, y, self.criterion)
         return loss
+
+
+def shard(
+    model: nn.Module,
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    **options: Any,
+) -> Objective:
+    """The loss of a prepared model whose parameters and optimizer state are divided among the processes (FSDP2).
+
+    ::
+
+        objective = shard(model)
+        optimizer = torch.optim.AdamW(model.pqk.parameter_groups(lr=0.01))  # after shard
+        loss = objective(x, y); loss.backward(); optimizer.step(); model.pqk.step(); optimizer.zero_grad()
+
+    The model becomes one unit of ``fully_shard``: its blocks are not modules that could be gathered one by one. So each
+    process holds a part of parameters, gradients and optimizer state between steps, and all parameters during one.
+    ``model.pqk.step()`` ranks whole weights, so that every process makes the same masks. Step sizes of activations are
+    single numbers, which stay whole. Use :func:`gathered` to evaluate, save or export.
+
+    On devices where optimizers default to ``foreach``, pass them ``foreach=False``: one group holds divided and whole
+    parameters.
+
+    Args:
+        model: a prepared model, on the device that it trains on.
+        criterion: task loss of logits and labels.
+        options: of ``torch.distributed.fsdp.fully_shard``, such as ``mesh``, ``mp_policy``, ``offload_policy``.
+
+    Raises:
+        RuntimeError: ``torch.distributed`` is not initialized.
+        TypeError: the model is not prepared.
+        ValueError: its config has ``step_size="freeze"``.
+    """
+    from torch.distributed.fsdp import fully_shard  # imports much of torch
+
+    if _size(None) == 1 and not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError("shard needs an initialized process group: torch.distributed.init_process_group(...)")
+    objective = Objective(model, criterion)
+    controller: Any = model.pqk
+    if controller.config.step_size == "freeze":
+        raise ValueError("step_size='freeze' changes which parameters are trained, which divided ones do not support")
+    single = {parameter for parameter in model.parameters() if parameter.dim() == 0}
+    _share([p.detach() for p in model.parameters()] + list(model.buffers()), None)
+    fully_shard(objective, **{"ignored_params": single, **options})
+    for parameter in single:
+        parameter.register_post_accumulate_grad_hook(_average)
+    controller.whole_parameters = functools.partial(gathered, model)
+    return objective
+
+
+def _average(parameter: Tensor) -> None:
+    """The gradient of a parameter that FSDP leaves alone, averaged over the processes."""
+    assert parameter.grad is not None
+    dist.all_reduce(parameter.grad)
+    parameter.grad /= dist.get_world_size()
+
+
+@contextlib.contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Within it, the parameters of a model that :func:`shard` divided are whole; changes of them are kept.
+
+    To be entered by every process, for all that is not a training step (but load weights before :func:`shard`)::
+
+        with gathered(model):
+            accuracy = evaluate(model.eval())
+            state = model.state_dict()
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    places = [(module, name) for module in model.modules() for name in module._parameters]
+    divided: dict[tuple[nn.Module, str], Any] = {
+        (module, name): parameter
+        for module, name in places
+        if isinstance(parameter := module._parameters[name], DTensor)
+    }
+    whole = {id(p): nn.Parameter(p.detach().full_tensor(), p.requires_grad) for p in divided.values()}
+    for (module, name), parameter in divided.items():
+        module._parameters[name] = whole[id(parameter)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (module, name), parameter in divided.items():
+                value = whole[id(parameter)].detach()
+                # Every process has the same value: none is sent.
+                part: Any = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+                parameter.to_local().copy_(part.to_local())
+                module._parameters[name] = parameter
 
 
 def synchronize(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> None:

@@ -55,6 +55,8 @@ class PQKController(nn.Module):
         self._go_to(0)
         self._metrics: dict[str, float | Tensor] = {}
         self._kept: list[Tensor] = []
+        # Where processes hold parts of the parameters (``pqk_ext.distributed.shard``): puts them together for a step.
+        self.whole_parameters: Callable[[], AbstractContextManager[None]] = nullcontext
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
         self._remember_weights()
 
@@ -216,6 +218,10 @@ class PQKController(nn.Module):
     @torch.no_grad()
     def step(self) -> None:
         """To be called after each ``optimizer.step()``: keeps frozen weights, moves masks and phases on."""
+        with self.whole_parameters():
+            self._move_on()
+
+    def _move_on(self) -> None:
         if not self.quantizing:
             self._advance()
             if self.quantizing:

@@ -31,8 +31,9 @@ class RoleBatchNorm(nn.Module):
     def copy_to_teacher(self) -> None:
         """Starts the teacher's batch norm, where there is one, from the student's values."""
         if self.teacher is not None:
-            own = {k: v for k, v in self.state_dict().items() if not k.startswith("teacher.")}
-            self.teacher.load_state_dict(own)
+            own = self.state_dict()
+            for name, value in self.teacher.state_dict().items():
+                value.copy_(own[name])
 
 
 class PQKBatchNorm2d(RoleBatchNorm, nn.BatchNorm2d):

@@ -81,7 +81,9 @@ class PQKLayer(nn.Module):
     def copy_to_teacher(self) -> None:
         """Starts the teacher's own copy, where there is one, from the student's values."""
         if self.teacher is not None:
-            self.teacher.load_state_dict({k: v for k, v in self.state_dict().items() if k in ("weight", "bias")})
+            own = self.state_dict()
+            for name, value in self.teacher.state_dict().items():
+                value.copy_(own[name])
 
     def by_channel(self, tensor: Tensor) -> Tensor:
         """The weight, or a tensor of its shape, as ``(out_channels, in_channels / groups, ...)``."""

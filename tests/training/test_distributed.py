@@ -12,10 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pqk_ext.config import PQKConfig
-from pqk_ext.distributed import Objective, check_in_sync, synchronize
+from pqk_ext.distributed import Objective, check_in_sync, gathered, shard, synchronize
 from pqk_ext.preparation import prepare
 from pqk_ext.training import ProcessesDifferError
 
@@ -182,3 +183,79 @@ def test_alone_there_is_nothing_to_compare(problem: Problem) -> None:
     check_in_sync(model)
     with pytest.raises(TypeError, match="model: expected a prepared model"):
         Objective(nn.Linear(1, 1))
+
+
+def _train_divided(
+    problem: Problem, config: PQKConfig, rank: int, batch_norm: bool, optimizer_class: Any, lr: float = 0.01
+) -> nn.Module:
+    (x, y), _ = problem
+    model = prepare(network(batch_norm), config, example_inputs=x[:2])
+    objective = shard(model)
+    optimizer = optimizer_class(model.pqk.parameter_groups(lr=lr, weight_decay=1e-3))
+    for step in range(config.total_steps):
+        at = step % 8 * 32 + rank * 16
+        objective(x[at : at + 16], y[at : at + 16]).backward()
+        optimizer.step()
+        model.pqk.step()
+        optimizer.zero_grad()
+    return model
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.AdamW])
+def test_divided_parameters_train_as_whole_ones(both: Both, problem: Problem, optimizer_class: Any) -> None:
+    """FSDP2: parts of parameters in each process, and the same masks, phases and weights as in one process."""
+    config = PQKConfig.from_dict(CONFIG.to_dict() | {"warmup_fraction": 0.0})
+    (x, y), _ = problem
+    alone = prepare(network(False), config, example_inputs=x[:2])
+    optimizer = optimizer_class(alone.pqk.parameter_groups(lr=0.01, weight_decay=1e-3))
+    for step in range(config.total_steps):
+        at = step % 8 * 32
+        alone.pqk.loss(x[at : at + 32], y[at : at + 32]).backward()
+        optimizer.step()
+        alone.pqk.step()
+        optimizer.zero_grad()
+
+    def run(rank: int) -> None:
+        model = _train_divided(problem, config, rank, False, optimizer_class)
+        parts = [p for p in model.parameters() if isinstance(p, DTensor)]
+        assert sum(p.to_local().numel() for p in parts) < 0.6 * sum(p.numel() for p in parts)
+        with gathered(model):
+            check_in_sync(model)
+            assert model.pqk.sparsity == pytest.approx(0.7, abs=0.01)
+            masks = zip(model.pqk.layers(), alone.pqk.layers(), strict=True)
+            same = sum(int((a.weight_mask == b.weight_mask).sum()) for a, b in masks)
+            assert same >= 0.98 * sum(layer.weight.numel() for layer in alone.pqk.layers())
+            if optimizer_class is torch.optim.SGD:  # AdamW divides by gradients near 0
+                for name, value in alone.state_dict().items():
+                    torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+    both(run)
+
+
+def test_divided_parameters_through_warm_up_and_batch_norm(tmp_path: Path, both: Both, problem: Problem) -> None:
+    def run(rank: int) -> None:
+        model = _train_divided(problem, CONFIG, rank, True, torch.optim.AdamW, lr=0.02)
+        synchronize(model)
+        with gathered(model):
+            check_in_sync(model)
+            assert all(layer.weight_scale.min() > 0 for layer in model.pqk.layers())
+            x, y = problem[0]
+            accuracy = (model.eval()(x).argmax(1) == y).float().mean().item()
+        (tmp_path / f"accuracy{rank}").write_text(str(accuracy))
+
+    both(run)
+    accuracy = float((tmp_path / "accuracy0").read_text())
+    assert accuracy > 0.6
+    assert accuracy == float((tmp_path / "accuracy1").read_text())
+
+
+def test_what_cannot_be_divided_is_refused(both: Both) -> None:
+    def run(rank: int) -> None:
+        config = PQKConfig.from_dict(CONFIG.to_dict() | {"step_size": "freeze"})
+        model = prepare(network(), config, example_inputs=torch.zeros(2, 1, 6, 6))
+        with pytest.raises(ValueError, match="step_size='freeze'"):
+            shard(model)
+
+    both(run)
+    with pytest.raises(RuntimeError, match="shard needs an initialized process group"):
+        shard(prepare(network(), CONFIG, example_inputs=torch.zeros(2, 1, 6, 6)))
