@@ -43,13 +43,12 @@ def diagnose(
         raise ValueError("x: expected a batch of at least one sample, got none")
     known = dict(start or {})
     controller = model.pqk
-    ops = {str(block.module): block.op for block in model.plan}
     with undisturbed(model):
         student, reference, activations = _activations(model, x, known)
         dense = logits(model, x, Role.FLOAT) if controller.phase == 1 else None
         agreement = _agreement(model, x, y, student) if controller.phase == 2 and controller.config.teacher else None
         layers = tuple(
-            diagnose_layer(layer, name=name, op=ops[name], start=known.get(f"{name}.weight_scale"))
+            diagnose_layer(layer, name=name, start=known.get(f"{name}.weight_scale"))
             for name, layer in named_layers(model).items()
         )
         return Diagnosis(

@@ -17,8 +17,8 @@ class LayerDiagnosis:
 
     Attributes:
         name: path of the layer.
-        op: ``conv2d`` or ``linear``, as in the plan.
-        shape: of the weight.
+        op: ``conv2d``, ``linear``, ``conv_transpose2d`` and so on.
+        shape: of the weight, ``(out_channels, in_channels / groups, ...)``.
         bits: of a weight code.
         prunable: whether it may be pruned.
         sqnr_db: quantized against float kept weights, in dB; ``inf``: no loss.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -19,12 +21,12 @@ def weight_codes(layer: PQKLayer) -> Tensor:
 
 
 @torch.no_grad()
-def diagnose_layer(layer: PQKLayer, *, name: str = "", op: str = "", start: Tensor | None = None) -> LayerDiagnosis:
+def diagnose_layer(layer: PQKLayer, *, name: str = "", start: Tensor | None = None) -> LayerDiagnosis:
     """Measures the weights of one layer; see :class:`LayerDiagnosis`.
 
     Args:
         layer: the layer.
-        name, op: what the result calls it.
+        name: what the result calls it.
         start: its ``weight_scale`` at the start of quantization, shape ``(O,)``.
     """
     weight, mask, scale, quant_max = layer.weight, layer.weight_mask, layer.weight_scale, layer.weight_quant_max
@@ -34,14 +36,15 @@ def diagnose_layer(layer: PQKLayer, *, name: str = "", op: str = "", start: Tens
     counts = code_counts(codes[mask], -quant_max, quant_max)
     steps = layer.scale_of_weights()
     edge = (quant_max + 0.5) * steps
-    dead = layer.by_channel(codes == 0).flatten(1).all(1).nonzero().flatten().tolist()
+    channels = layer.by_channel(codes)
+    dead = (channels == 0).flatten(1).all(1).nonzero().flatten().tolist()
     drift = None if start is None else (scale / start.to(scale)).double()
     nonzero = int((codes != 0).sum())
     values = weight[mask]
     return LayerDiagnosis(
         name=name,
-        op=op,
-        shape=tuple(weight.shape),
+        op=_kind(layer),
+        shape=tuple(channels.shape),
         bits=(quant_max + 1).bit_length(),
         prunable=layer.prunable,
         sqnr_db=sqnr_db(kept, codes * steps),
@@ -62,3 +65,8 @@ def diagnose_layer(layer: PQKLayer, *, name: str = "", op: str = "", start: Tens
         dead_channels=len(dead),
         first_dead_channels=tuple(dead[:FIRST_CHANNELS]),
     )
+
+
+def _kind(layer: PQKLayer) -> str:
+    """``PQKConvTranspose2d`` is a ``conv_transpose2d``."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", type(layer).__name__.removeprefix("PQK")).lower()

@@ -20,21 +20,28 @@ _BINS = 49
 
 def histograms(run: Run) -> list[tuple[str, Picture]]:
     """For each of the first 24 layers with weights its name, and a picture of its kept weights and their codes."""
-    bits = {layer["name"]: layer["bits"] for layer in run.diagnoses[-1]["layers"]} if run.diagnoses else {}
+    layers = {layer["name"]: layer for layer in run.diagnoses[-1]["layers"]} if run.diagnoses else {}
     pictures = []
     for number, (name, weight) in enumerate(_weights(run.weights)):
         if number == MOST_LAYERS:
             break
-        mask = run.weights.get(f"{name}.weight_mask")
-        kept = weight[mask] if mask is not None else weight.flatten()
-        codes = None
-        if name in bits and f"{name}.weight_scale" in run.weights:
-            scale = run.weights[f"{name}.weight_scale"].reshape(-1, *[1] * (weight.dim() - 1))
-            largest = 2 ** (bits[name] - 1) - 1
-            codes = (weight / scale).round().clamp(-largest, largest)
-            codes = codes[mask] if mask is not None else codes.flatten()
-        pictures.append((name, _picture(number, name, kept, codes, bits.get(name))))
+        kept = run.weights.get(f"{name}.weight_mask", torch.ones_like(weight, dtype=torch.bool))
+        scale, layer = run.weights.get(f"{name}.weight_scale"), layers.get(name)
+        codes = None if scale is None or layer is None else _codes(weight, scale, layer)[kept]
+        pictures.append((name, _picture(number, name, weight[kept], codes, layer["bits"] if layer else None)))
     return pictures
+
+
+def _codes(weight: Tensor, scale: Tensor, layer: dict[str, Any]) -> Tensor:
+    """Codes of all weights, as training computes them for those that are kept; the shape of ``weight``."""
+    largest = 2 ** (layer["bits"] - 1) - 1
+    if layer["op"].startswith("conv_transpose"):  # output channels stand second, in each group
+        groups = len(scale) // weight.shape[1]
+        scale = scale.reshape(groups, weight.shape[1]).repeat_interleave(len(weight) // groups, 0)
+        scale = scale.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
+    else:
+        scale = scale.reshape(-1, *[1] * (weight.dim() - 1))
+    return (weight / scale).round().clamp(-largest, largest)
 
 
 def _weights(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import pqk_ext
 from pqk_ext import diagnostics as D
 from pqk_ext import models
-from pqk_ext.nn import ActivationQuantizer, PQKConv2d, Role
+from pqk_ext.nn import ActivationQuantizer, PQKConv2d, PQKConvTranspose2d, Role
 from pqk_ext.preparation import PreparedModel
 from tests.networks import SmallNet, batch
 
@@ -90,7 +90,7 @@ def test_a_layer_by_hand() -> None:
     layer.weight_mask[1, 1] = False
     with torch.no_grad():
         layer.weight_scale.copy_(torch.tensor([1.0, 0.5, 2.0]))
-    found = D.diagnose_layer(layer, name="a", op="conv2d", start=torch.tensor([1.0, 1.0, 1.0]))
+    found = D.diagnose_layer(layer, name="a", start=torch.tensor([1.0, 1.0, 1.0]))
     assert D.weight_codes(layer).flatten().tolist() == [4, -7, 0, 0, 0, 0]
     expected = D.LayerDiagnosis(
         name="a",
@@ -119,6 +119,26 @@ def test_a_layer_by_hand() -> None:
     for field in dataclasses.fields(expected):
         got, want = getattr(found, field.name), getattr(expected, field.name)
         assert got == (pytest.approx(want, rel=1e-5) if isinstance(want, float) else want), field.name
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_transposed_convolution(groups: int) -> None:
+    torch.manual_seed(0)
+    layer = PQKConvTranspose2d(nn.ConvTranspose2d(4, 6, 3, groups=groups), 4, True, CONFIG)
+    with torch.no_grad():
+        mask = layer.by_channel(layer.weight_mask).clone()
+        mask[2] = False
+        layer.weight_mask.copy_(layer.from_channels(mask))
+    found = D.diagnose_layer(layer)
+    assert (found.op, found.shape) == ("conv_transpose2d", (6, 4 // groups, 3, 3))
+    assert (found.dead_channels, found.first_dead_channels) == (1, (2,))
+    assert found.sparsity == pytest.approx(1 / 6)
+    kept = torch.where(layer.weight_mask, layer.weight, 0.0)
+    assert found.sqnr_db == pytest.approx(numpy_sqnr(kept, layer.student_weight()), abs=1e-3)
+    assert 15 < found.sqnr_db < 25
+    codes = D.weight_codes(layer)
+    assert torch.equal(codes, codes.round())
+    assert float(codes.abs().max()) == 7
 
 
 def test_an_activation_by_hand() -> None:

@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from pqk_ext.diagnostics import diagnose_layer, weight_codes
+from pqk_ext.nn import PQKConvTranspose2d
 from pqk_ext.report import Run, measure, read_run
 from pqk_ext.report.findings import findings
+from pqk_ext.report.histograms import _codes
 from pqk_ext.report.repeat import command
+from tests.report.conftest import CONFIG
 
 
 @pytest.fixture
@@ -108,3 +114,10 @@ def test_the_command_of_pqk_train(healthy: Run, described: dict[str, Any]) -> No
         "pqk train --data 'cifar10:/my data' --model ds_cnn --config pqk.yaml --run-dir 'runs/a b' --batch-size 32 "
         "--lr 0.1 --weight-decay 0.0001 --momentum 0.9 --seed 0 --diagnose-every 8"
     )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_codes_of_a_transposed_convolution(groups: int) -> None:
+    layer = PQKConvTranspose2d(nn.ConvTranspose2d(4, 6, 3, groups=groups), 4, True, CONFIG)
+    found = dataclasses.asdict(diagnose_layer(layer))
+    assert torch.equal(_codes(layer.weight.detach(), layer.weight_scale.detach(), found), weight_codes(layer))
