@@ -43,6 +43,8 @@ class TorchGraph:
     def __init__(self, graph: Graph, device: torch.device | str = "cpu", native: bool = False) -> None:
         self.graph = graph
         self.native = native
+        # By themselves, for compilers that cannot look into the graph.
+        self._sequence, self._input_shape, self._output_shape = graph.sequence, graph.input.shape, graph.output_shape
         self._steps = []
         for node in graph.nodes:
             tensors = {k: torch.from_numpy(v.copy()).to(device) for k, v in node.tensors.items()}
@@ -58,16 +60,22 @@ class TorchGraph:
         Raises:
             TypeError, ValueError: wrong dtype or shape, or a NaN in the input.
         """
+        return self.run(input)
+
+    def run(self, input: Tensor) -> Tensor:
+        """As a call, with autograd as it is: a recorded graph then does not switch it."""
         if input.dtype != torch.float32:
             raise TypeError(f"input must be float32, got {input.dtype}")
-        if tuple(input.shape[1:]) != self.graph.input.shape:
-            raise ValueError(f"input must have shape (N, *{self.graph.input.shape}), got {tuple(input.shape)}")
-        values = [input.unsqueeze(2) if self.graph.sequence else input]
+        if tuple(input.shape[1:]) != self._input_shape:
+            raise ValueError(f"input must have shape (N, *{self._input_shape}), got {tuple(input.shape)}")
+        if torch.compiler.is_compiling():  # out here: raising leaves a recorded graph without switching autocast back
+            torch._assert_async(~torch.isnan(input).any(), "input must not contain NaN")
+        values = [input.unsqueeze(2) if self._sequence else input]
         with torch.autocast(input.device.type, enabled=False):  # in bfloat16 the sums would not be exact
             for step in self._steps:
                 run = _NATIVE.get(step.node.op) if self.native else None
                 values.append((run or _RUN[step.node.op])(step, *(values[i] for i in step.node.inputs)))
-        return values[-1].reshape(len(input), *self.graph.output_shape)
+        return values[-1].reshape(input.shape[0], *self._output_shape)
 
 
 def _exact_weight(weight: Tensor) -> Tensor:
@@ -100,9 +108,7 @@ def _zero_point(step: _Step, slot: int = 0) -> int:
 
 
 def _quantize(step: _Step, x: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():
-        torch._assert_async(~torch.isnan(x).any(), "input must not contain NaN")
-    elif bool(torch.isnan(x).any()):
+    if not torch.compiler.is_compiling() and bool(torch.isnan(x).any()):
         at = int(torch.isnan(x).flatten().nonzero()[0])
         raise ValueError(f"input must not contain NaN, found one at flat index {at}")
     scale = _scalar(step.node.value.scale, x)

@@ -64,7 +64,7 @@ class IntegerEvaluation:
             RuntimeError: inside a transform of ``torch.func``: integers have no derivative.
         """
         if torch.compiler.is_exporting():
-            return TorchGraph.__call__(self._exported_graph(), input)
+            return TorchGraph.run(self._exported_graph(), input.detach())
         state = list(_named_tensors(self.model).values())
         if torch.compiler.is_compiling():
             values = [tensor.detach() for tensor in state]

@@ -17,6 +17,38 @@ _MOMENTUM = 0.1
 _GOLDEN_RATIO = 2654435761  # 2**32 divided by it: neighbouring indices land far apart (Knuth)
 
 
+# An operator, so that compilers need not follow its choices.
+@torch.library.custom_op("pqk::observe", mutates_args=("scale", "zero_point", "low", "high", "batches"))
+def _observe(
+    input: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    low: Tensor,
+    high: Tensor,
+    batches: Tensor,
+    quant_max: int,
+    nonnegative: bool,
+) -> None:
+    samples = input.flatten()
+    if samples.numel() == 0:
+        return
+    if samples.numel() > _SAMPLES_PER_BATCH:
+        # Spread by a multiplicative hash: a plain stride would fall into step with channels or rows, and a
+        # random choice would give another range for the same batch.
+        at = torch.arange(_SAMPLES_PER_BATCH, device=samples.device) * _GOLDEN_RATIO % samples.numel()
+        samples = samples[at]
+    if not bool(torch.isfinite(samples).all()):
+        raise ValueError("activations must be finite to choose a quantization range, got NaN or infinity")
+    batch_low, batch_high = activation_range(samples, quant_max)
+    weight = max(_MOMENTUM, 1.0 / (int(batches) + 1))
+    low += weight * (batch_low - low)
+    high += weight * (batch_high - high)
+    batches += 1
+    values = range_to_qparams(0.0 if nonnegative else float(low), float(high), quant_max)
+    scale.fill_(values[0])
+    zero_point.fill_(values[1])
+
+
 class ActivationQuantizer(nn.Module):
     """Fake-quantizes activations to unsigned codes ``0..2**bits - 1``, one affine scale for the tensor.
 
@@ -55,27 +87,16 @@ class ActivationQuantizer(nn.Module):
         Raises:
             ValueError: ``input`` holds NaN or infinity.
         """
-        flat = input.detach().flatten()
-        if flat.numel() == 0:
-            return
-        samples = flat
-        if flat.numel() > _SAMPLES_PER_BATCH:
-            # Spread by a multiplicative hash: a plain stride would fall into step with channels or rows, and a
-            # random choice would give another range for the same batch.
-            at = torch.arange(_SAMPLES_PER_BATCH, device=flat.device) * _GOLDEN_RATIO % flat.numel()
-            samples = flat[at]
-        if not bool(torch.isfinite(samples).all()):
-            raise ValueError("activations must be finite to choose a quantization range, got NaN or infinity")
-        low, high = activation_range(samples, self.quant_max)
-        weight = max(_MOMENTUM, 1.0 / (int(self.batches) + 1))
-        self.low += weight * (low - self.low)
-        self.high += weight * (high - self.high)
-        self.batches += 1
-        scale, zero_point = range_to_qparams(
-            0.0 if self.nonnegative else float(self.low), float(self.high), self.quant_max
+        _observe(
+            input.detach(),
+            self.scale.detach(),
+            self.zero_point,
+            self.low,
+            self.high,
+            self.batches,
+            self.quant_max,
+            self.nonnegative,
         )
-        self.scale.fill_(scale)
-        self.zero_point.fill_(zero_point)
 
     def forward(self, input: Tensor) -> Tensor:
         """Fake-quantized ``input``; gradients are straight-through for it and LSQ for the scale."""

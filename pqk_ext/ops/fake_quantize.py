@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
 from pqk_ext.ops._transforms import transforms_active, with_gradients
@@ -44,7 +45,7 @@ def fake_quantize(
     ``input`` needs a gradient, the backward pass keeps one bit an element and not ``input``.
 
     Args:
-        input: float32, float64 or bfloat16; any shape and strides.
+        input: float32, float64, bfloat16 or (computed in float32) float16; any shape and strides.
         scale: positive; float64 for float64 input, otherwise float32. One element without ``axis``, otherwise
             shape ``[input.shape[axis]]``.
         zero_point: as many elements as ``scale``; int32, or ``scale``'s dtype to learn it (rounded half to even).
@@ -67,6 +68,19 @@ def fake_quantize(
             ``scale`` and ``zero_point`` are not read back and so not checked. ``out`` where a gradient is wanted, or
             in memory that partly belongs to ``input`` or ``mask``.
     """
+    if input.dtype == torch.float16:  # as autocast does
+        input = input.float()
+        values = fake_quantize(
+            input,
+            scale,
+            zero_point,
+            quant_min=quant_min,
+            quant_max=quant_max,
+            axis=axis,
+            mask=mask,
+            grad_scale=grad_scale,
+        )
+        return values.half()
     args = (input, scale, zero_point, quant_min, quant_max, axis, mask)
     has_gradient = torch.is_grad_enabled()
     learns = has_gradient and (scale.requires_grad or zero_point.requires_grad)
@@ -209,6 +223,7 @@ class _EagerLsq(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         return _lsq_backward(ctx, grad_output)
 
@@ -223,6 +238,7 @@ class _EagerSte(torch.autograd.Function):
         return output  # type: ignore[no-any-return]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         return _ste_backward(ctx, grad_output, None)
 

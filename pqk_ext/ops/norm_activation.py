@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
 from pqk_ext.ops._transforms import transforms_active
@@ -212,6 +213,7 @@ class _Eager(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         return _backward(ctx, *grads)
 
