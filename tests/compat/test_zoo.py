@@ -1,0 +1,67 @@
+"""Every model of the zoo: prepared, trained, compiled in one graph, exported."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from pqk_ext import models
+from pqk_ext.config import PQKConfig
+from pqk_ext.nn import Role
+from pqk_ext.preparation import PreparedModel, prepare
+
+CONFIG = PQKConfig(sparsity=0.5, total_steps=2, warmup_fraction=0.0, mask_update_interval=1, kd_warmup_fraction=0.0)
+SMALL = ("resnet8", "ds_cnn")
+
+
+def inputs_of(name: str, size: int) -> Tensor:
+    return torch.randn(size, *models.input_shape(name), generator=torch.Generator().manual_seed(size))
+
+
+def in_phase_2(name: str) -> PreparedModel:
+    torch.manual_seed(0)
+    x = inputs_of(name, 4)
+    model = prepare(models.create(name, num_classes=7), CONFIG, example_inputs=x)
+    optimizer = torch.optim.SGD(model.pqk.parameter_groups(lr=1e-3))
+    for _ in range(2):
+        before = model.pqk.phase
+        model.pqk.loss(x, torch.arange(4)).backward()
+        optimizer.step()
+        model.pqk.step()
+        optimizer.zero_grad()
+        assert before == 1 or model.pqk.phase == 2
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SMALL else pytest.mark.long) for name in models.names()]
+)
+def test_a_model_trains_compiles_and_exports(name: str) -> None:
+    model = in_phase_2(name)
+    assert model.pqk.sparsity > 0.4
+    x, y = inputs_of(name, 4), torch.arange(4)
+    eager = copy.deepcopy(model)
+    torch._dynamo.reset()
+    model.compile(backend="aot_eager")
+    for role in (Role.STUDENT, Role.TEACHER):
+        torch.testing.assert_close(model(x, role), eager(x, role), rtol=1e-3, atol=1e-3)
+    loss, expected = model.pqk.loss(x, y), eager.pqk.loss(x, y)
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-3)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert all(layer.weight_scale.grad.any() for layer in model.pqk.layers())
+    student = torch.export.export(eager, (x,))
+    state = copy.deepcopy(eager)
+    torch.testing.assert_close(student.module()(x), state(x), rtol=1e-3, atol=1e-3)
+    eager.eval()
+    program = torch.export.export(eager, (x,), dynamic_shapes=({0: torch.export.Dim("samples", min=2)},))
+    other = inputs_of(name, 3)
+    assert torch.equal(program.module()(other), eager(other))
+    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(other), eager(other))
