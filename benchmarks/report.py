@@ -83,6 +83,12 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Document], list[str]]]] = {
         "The most that tensors take in a training step, with weights and optimizer; each in a process of its own.",
         report_training.memory_section,
     ),
+    "checkpoint": (
+        "Checkpoints",
+        "One save of `fit`, durable on disk, with the best network beside it; its share of a run that saves as often as "
+        "`fit` does by default.",
+        report_training.checkpoint_section,
+    ),
     "sparse_training": (
         "Training of pruned layers",
         "Convolutions and linear layers as a prepared network trains them, which compute with the kept weights where "

@@ -40,6 +40,14 @@ def _title(row: dict[str, Any]) -> str:
     return f"{row['network']}, batch {row['batch']}, {row['sparsity']:.0%} zeros, {threads}:"
 
 
+def checkpoint_section(document: Document) -> list[str]:
+    rows = [
+        [row["network"], f"{row['bytes'] / 1e6:.1f}", f"{row['seconds'] * 1e3:.0f}", f"{row['share']:.3%}"]
+        for row in document["rows"].values()
+    ]
+    return table(["", "MB", "ms", "of a run"], rows)
+
+
 def allocation_section(document: Document) -> list[str]:
     by_arm: dict[str, list[tuple[Any, Any]]] = {}
     steps = set()

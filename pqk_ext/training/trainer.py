@@ -166,9 +166,7 @@ class Trainer:
         """
         if self.last_checkpoint is not None and self._saved == (self.step, self.progress["validated_step"]):
             return self.last_checkpoint
-        for name, parameter in self.model.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                raise self._diverged(f"{name} has values that are not finite")
+        self._check_finite()
         self.group.check_equal(_tensors(self.model))
         states = self.group.all_objects(random_states())
         failure = self.group.from_main(self._write(states) if self.group.is_main else None)
@@ -178,6 +176,11 @@ class Trainer:
         self.last_checkpoint = self.store.path("step", self.step)
         self._saved = (self.step, self.progress["validated_step"])
         return self.last_checkpoint
+
+    def _check_finite(self) -> None:
+        for name, value in _tensors(self.model).items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise self._diverged(f"{name} has values that are not finite")
 
     def _write(self, random_states_of_all: list[Any]) -> str | None:
         """Why it could not be written, or None."""
@@ -315,6 +318,7 @@ class Trainer:
     @torch.no_grad()
     def _validate(self, stop: SignalFlag) -> bool:
         """Measures the validation data and keeps the weights if they are the best so far; False if a signal came."""
+        self._check_finite()
         self.model.eval()
         correct, loss_sum = 0, 0.0
         batches = self.val.epoch(0)
