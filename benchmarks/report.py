@@ -85,8 +85,8 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Document], list[str]]]] = {
     ),
     "checkpoint": (
         "Checkpoints",
-        "One save of `fit`, durable on disk, with the best network beside it; its share of a run that saves as often as "
-        "`fit` does by default.",
+        "One save of `fit`, durable on disk, with the best network beside it; its share of a run that saves as often "
+        "as `fit` does by default.",
         report_training.checkpoint_section,
     ),
     "sparse_training": (
