@@ -111,10 +111,11 @@ def _of_the_logits(line: dict[str, Any]) -> Iterator[Finding]:
     sqnr = line["logits_sqnr_db"]
     if sqnr is not None and sqnr < _LEAST_LOGITS_SQNR:
         yield Finding(
-            True,
+            False,
             "logits",
-            f"Quantization leaves the logits at {sqnr:.1f} dB (below {_LEAST_LOGITS_SQNR:g}): look for the layer at "
-            "which the accumulated SQNR falls, and give it more bits.",
+            f"Quantization changes the logits much, {sqnr:.1f} dB (below {_LEAST_LOGITS_SQNR:g}): look for the block at "
+            "which the accumulated SQNR falls. It needs more bits, or its step sizes ran away. Training makes up for a "
+            "part of it.",
         )
     both = line["agreement"]
     if both and both["student_accuracy"] is not None and both["teacher_accuracy"] is not None:

@@ -48,7 +48,7 @@ def open_page(tmp_path: Path) -> Callable[..., Opened]:
             *(f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", f"--window-size={width},{height}"),
             *(f"--screenshot={picture}", "--dump-dom", *options, page.as_uri()),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
         return Opened(Parsed(done.stdout), done.stdout, console, _requests(json.loads(log.read_text())), picture)
 

@@ -72,7 +72,7 @@ def _metrics(*lines: dict[str, Any]) -> Callable[[Run], Any]:
         (_quantizer(constant_channels=5), False, "activations", "one value"),
         (_quantizer(clipped_high=0.06), False, "activations", "6.0%"),
         (_quantizer(drift=0.1), False, "activations", "ran away"),
-        (_last(logits_sqnr_db=7.9), True, "logits", "7.9 dB"),
+        (_last(logits_sqnr_db=7.9), False, "logits", "7.9 dB"),
         (lambda run: run.diagnoses[-1]["agreement"].update(teacher_accuracy=0.9), False, "student", "10% more often"),
         (_metrics({"step": 49, "val_loss": 0.7}), False, "run", "rose from 0.4"),
         (_metrics({"step": 49, "val_accuracy": 0.8}), False, "run", "80.0%, the best was 90.0%"),
