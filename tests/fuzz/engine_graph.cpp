@@ -44,7 +44,9 @@ RawValue input_value(Bytes& bytes) {
   RawValue value;
   value.dtype = "f32";
   value.shape = {bytes.range(1, 20)};
-  if (bytes.range(0, 7)) value.shape = {value.shape[0], bytes.range(1, 9), bytes.range(1, 9)};
+  const int64_t kind = bytes.range(0, 7);
+  if (kind) value.shape = {value.shape[0], bytes.range(1, 9), bytes.range(1, 9)};
+  if (kind == 1) value.shape.erase(value.shape.begin() + 1);  // a sequence
   return value;
 }
 
@@ -75,6 +77,7 @@ GraphSource::GraphSource(Bytes& bytes)
       random_(bytes.number(2)),
       values_{input_value(bytes)},
       graph_(values_[0], {bytes.range(0, 15) ? kActivationBytes : bytes.range(6480, 12000)}) {
+  if (graph_.sequence()) values_[0].shape.insert(values_[0].shape.begin() + 1, 1);
   if (bytes_.range(0, 15)) {
     RawNode node;
     node.op = "quantize";
@@ -97,6 +100,8 @@ bool GraphSource::complete() {
     node.value = {values_.back().shape, "f32"};
     if (!add(node)) return false;
   }
+  const std::vector<int64_t>& shape = values_.back().shape;
+  if (graph_.sequence() && shape.size() == 3 && shape[1] != 1) return false;  // of no sequence
   return true;
 }
 
