@@ -113,8 +113,8 @@ def _of_the_logits(line: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             False,
             "logits",
-            f"Quantization changes the logits much, {sqnr:.1f} dB (below {_LEAST_LOGITS_SQNR:g}): look for the block at "
-            "which the accumulated SQNR falls. It needs more bits, or its step sizes ran away. Training makes up for a "
+            f"Quantization changes the logits much: {sqnr:.1f} dB (below {_LEAST_LOGITS_SQNR:g}). Look for the block "
+            "at which the accumulated SQNR falls: it needs more bits, or its step sizes ran away. Training makes up for a "
             "part of it.",
         )
     both = line["agreement"]
