@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -48,7 +49,10 @@ def train(
     ] = 200,
     json: JsonPath = None,
 ) -> None:
-    """Train a network; stopped at any time, it goes on with --resume and ends with the same bits."""
+    """Train a network; stopped at any time, it goes on with --resume and ends with the same bits.
+
+    On several processes: torchrun --no-python --nproc-per-node 2 pqk train ...
+    """
     from pqk_ext.training import TrainingInterrupted, fit
 
     if optimizer not in ("sgd", "adamw"):
@@ -57,12 +61,15 @@ def train(
     settings = read_config(config)
     if settings is None and epochs is None:
         raise Failure(ExitCode.USAGE, "--epochs: needed without --config, which else gives the length of the run")
-    _check_run_dir(run_dir, resume=resume)
+    main = os.environ.get("RANK", "0") == "0"  # under torchrun process 0 writes
+    if main:
+        _check_run_dir(run_dir, resume=resume)
     network, parts, run = _open(data, model, pretrained)
     if settings is not None and epochs is not None:
         steps = epochs * max(1, len(parts[0]) // batch_size)  # type: ignore[arg-type]
         settings = dataclasses.replace(settings, total_steps=steps)
-    run_folder.describe(run_dir, run | {"config": None if settings is None else settings.to_dict()})
+    if main:
+        run_folder.describe(run_dir, run | {"config": None if settings is None else settings.to_dict()})
     try:
         result = fit(
             network,
@@ -83,9 +90,13 @@ def train(
             allow_inexact=allow_inexact,
         )
     except TrainingInterrupted:
+        if not main:
+            raise
         words = [*context.obj, *([] if resume else ["--resume"])]
         print(f"pqk: this goes on with it: pqk {shlex.join(words)}", file=sys.stderr)
         raise
+    if not main:
+        return
     values = {
         "run_dir": str(run_dir),
         "best_step": result.best_step,

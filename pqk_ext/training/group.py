@@ -41,7 +41,9 @@ class Group:
 
     def __init__(self, device: torch.device, seconds: float = 60.0) -> None:
         self._made_here = False
-        self.device, self.seconds = device, seconds
+        self.device = device
+        self._roll_call_seconds = min(_ROLL_CALL_SECONDS, seconds / 4)
+        self._limit = datetime.timedelta(seconds=seconds - self._roll_call_seconds)
         if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_JOIN_TIMEOUT)
             self._made_here = True
@@ -54,7 +56,7 @@ class Group:
         self._board = _board()
         self._names = ["?"] * self.size
         with self._watched():
-            self._control = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=seconds))
+            self._control = dist.new_group(backend="gloo", timeout=self._limit)
         self._carrier = self._control if device.type == "cpu" else None
         self._names = self.all_objects(f"pid {os.getpid()} on {socket.gethostname()}")
 
@@ -186,7 +188,7 @@ class Group:
     def _roll_call(self, error: RuntimeError) -> str:
         """Who is still there: each process that met an error writes its name on the board that all share."""
         answers: dict[int, str] = {}
-        end = time.monotonic() + min(_ROLL_CALL_SECONDS, self.seconds)
+        end = time.monotonic() + self._roll_call_seconds
         try:
             self._board.set(f"{self.rank}", "")
             while len(answers) < self.size and time.monotonic() < end:
@@ -199,7 +201,10 @@ class Group:
         ends = [f"process {r} ({self._names[r]}) ended: {why}" for r, why in sorted(answers.items()) if why]
         silent = sorted(set(range(self.size)) - answers.keys())
         ends += [f"process {rank} ({self._names[rank]}) was killed or hangs" for rank in silent]
-        reason = "; ".join(ends) or f"all processes answer, but not within {self.seconds:g} s of each other: {error}"
+        reason = (
+            "; ".join(ends)
+            or f"all processes answer, but not within {self._limit.total_seconds():g} s of each other: {error}"
+        )
         return f"training cannot go on: {reason}"
 
 

@@ -175,3 +175,24 @@ def test_another_optimizer_or_schedule_behind_the_same_name_is_refused(tmp_path:
         train(tmp_path, epochs=1, lr=0.01, **made(0.8, 1.0))
     with pytest.raises(ResumeMismatchError, match="schedule_values was"):
         train(tmp_path, epochs=1, lr=0.01, **made(0.9, 0.5))
+
+
+def test_a_signal_during_a_save(tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The save is finished, the next step too, and the run resumes to the same end."""
+    expected = train(tmp_path / "a", checkpoint_steps=5)
+    whole = checkpoint.write_durably
+
+    def signalled(path: Path, data: bytes) -> None:
+        if path.name == "step-00000010.ckpt":
+            os.kill(os.getpid(), signal.SIGTERM)
+        whole(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_durably", signalled)
+    with pytest.raises(TrainingInterrupted) as stopped:
+        train(tmp_path / "b", checkpoint_steps=5)
+    assert stopped.value.step == 11
+    assert CheckpointStore(tmp_path / "b").steps("step") == [10, 11]
+    monkeypatch.undo()
+    train(tmp_path / "b", checkpoint_steps=5)
+    last = expected.checkpoint.name
+    assert _files(tmp_path / "a")[last] == _files(tmp_path / "b")[last]
