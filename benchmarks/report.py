@@ -69,7 +69,8 @@ LAYOUTS: dict[str, tuple[str, str, Callable[[Document], list[str]]]] = {
     ),
     "fake_quantize": (
         "Fake quantization, forward and backward",
-        "`pqk_ext.ops.fake_quantize` against torch's own operators, through autograd, float32.",
+        "`pqk_ext.ops.fake_quantize` against torch's own operators, through autograd, float32; with `out=` against a "
+        "copy; with a mask against without.",
         paired_table,
     ),
     "train_step": (

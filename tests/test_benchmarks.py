@@ -373,3 +373,17 @@ def test_weights_share_values(percentile: float, count: int) -> None:
     np.testing.assert_allclose(run()[0].numpy(), shared.sum(1), rtol=1e-4, atol=1e-3)
     assert bits < 10
     assert codec.startswith("interleaved")
+
+
+def test_goals_of_fake_quantization_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, paired = load("bench_fake_quantize"), load("paired")
+    shape = {"tiny": (8, 16)}
+    monkeypatch.setattr(bench, "SHAPES", shape)
+    data = bench.Data(shape["tiny"])
+    for subject, baseline, _ in bench.CASES.values():
+        subject(data)
+        baseline(data)
+    names = {f"{case} 2.1M" for case in bench.CASES}
+    assert set(bench.GOALS) <= names
+    results = [paired.Paired(name, 1, 1, 2.0, 2.0, 2.0, 1) for name in bench.GOALS]
+    assert [line.split()[1] for line in bench.verdicts(results)] == ["missed:", "missed:", "held:", "held:", "held:"]
