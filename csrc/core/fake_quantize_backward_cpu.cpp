@@ -41,11 +41,14 @@ PQK_INLINE void backward_step(const typename Lanes::Element* x, const typename L
     const auto clamped = Lanes::clamp(rounded, source.low(at + i), source.high(at + i));
     const auto grad = Lanes::load(dy + i);
     // A NaN is in neither.
-    auto in_range = Lanes::equal(clamped, rounded), outside = Lanes::differ(clamped, rounded);
+    typename Lanes::M in_range, outside;
     if constexpr (kMask) {
       const auto keep = Lanes::from_bytes(mask + i);
-      in_range = Lanes::both(in_range, keep);
-      outside = Lanes::both(outside, keep);
+      in_range = Lanes::equal(keep, clamped, rounded);
+      outside = Lanes::differ(keep, clamped, rounded);
+    } else {
+      in_range = Lanes::equal(clamped, rounded);
+      outside = Lanes::differ(clamped, rounded);
     }
     put<kStream, Lanes>(dx + i, Lanes::zero_unless(in_range, grad));
     const auto slope = clamped - Lanes::zero_unless(in_range, scaled);
@@ -59,7 +62,27 @@ template <class Lanes, class Storage>
 class BackwardRun {
  public:
   using E = typename Lanes::Element;
+  static constexpr bool kInPlace = std::is_same_v<E, Storage>;
   explicit BackwardRun(const FakeQuantizeBackward& job) : job_(job) {}
+
+  // As many as there are of the steps of elements [at, at + length); returns how many elements these are.
+  // Pointers and sums stay in registers.
+  template <bool kMask, bool kStream, class Source>
+  PQK_INLINE int64_t whole_steps(int64_t at, int64_t length, const Source& source, Sums<Lanes>& total) {
+    const E* x = static_cast<const E*>(job_.input) + at;
+    const E* dy = static_cast<const E*>(job_.grad_output) + at;
+    E* dx = static_cast<E*>(job_.grad_input) + at;
+    const uint8_t* mask = kMask ? job_.params.mask + at : nullptr;
+    Sums<Lanes> sums = total;
+    int64_t i = 0;
+    for (; i + 2 * kStep <= length; i += 2 * kStep) {
+      backward_step<kMask, kStream, Lanes>(x + i, dy + i, dx + i, mask + i, source, 0, sums);
+      backward_step<kMask, kStream, Lanes>(x + i + kStep, dy + i + kStep, dx + i + kStep, mask + i + kStep,
+                                           source, 0, sums);
+    }
+    total = sums;
+    return i;
+  }
 
   // Elements [at, at + count) with count <= 16; their parameters start at `offset` of `source`.
   template <bool kMask, bool kStream, class Source>
@@ -92,8 +115,10 @@ void backward_by_row(const FakeQuantizeBackward& job, double* partial, int64_t b
     const Constants<Lanes> source(job.params, bounds, {}, row, 0);
     Sums<Lanes> sums;
     int64_t i = 0;
-#pragma GCC unroll 4
-    for (; i + kStep <= length; i += kStep) run.template step<kMask, kStream>(at + i, kStep, source, 0, sums);
+    if constexpr (BackwardRun<Lanes, Storage>::kInPlace) {
+      i = run.template whole_steps<kMask, kStream>(at, length, source, sums);
+    }
+    for (; i + kStep <= length; i += kStep) run.template step<kMask, false>(at + i, kStep, source, 0, sums);
     if (i < length) run.template step<kMask, false>(at + i, static_cast<int>(length - i), source, 0, sums);
     partial[2 * item] = Sums<Lanes>::total(sums.scale);
     partial[2 * item + 1] = Sums<Lanes>::total(sums.zero_point);

@@ -38,11 +38,13 @@ PQK_INLINE uint32_t forward_step(const typename Lanes::Element* x, typename Lane
     const auto clamped = Lanes::clamp(rounded, source.low(at + i), source.high(at + i));
     // Adding 0 makes -0 the 0 that a sum with the zero point would have made it.
     auto out = (clamped + Lanes::set(0)) * source.scale(at + i);
-    auto in_range = Lanes::equal(clamped, rounded);
+    typename Lanes::M in_range;
     if constexpr (kMask) {
       const auto keep = Lanes::from_bytes(mask + i);
-      in_range = Lanes::both(in_range, keep);
+      in_range = Lanes::equal(keep, clamped, rounded);
       out = Lanes::zero_unless(keep, out);
+    } else {
+      in_range = Lanes::equal(clamped, rounded);
     }
     put<kStream, Lanes>(y + i, out);
     bits |= Lanes::bits(in_range) << i;

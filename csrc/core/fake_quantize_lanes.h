@@ -43,6 +43,8 @@ struct ScalarLanes {
   static M ordered(V a) { return a == a; }
   static M equal(V a, V b) { return a == b; }
   static M differ(V a, V b) { return a < b || a > b; }
+  static M equal(M keep, V a, V b) { return keep && a == b; }
+  static M differ(M keep, V a, V b) { return keep && (a < b || a > b); }
   static M both(M a, M b) { return a && b; }
   static M either(M a, M b) { return a || b; }
   static M from_bytes(const uint8_t* at) { return *at != 0; }
@@ -69,6 +71,8 @@ struct FloatLanes {
   static M ordered(V a) { return _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q); }
   static M equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   static M differ(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_OQ); }
+  static M equal(M keep, V a, V b) { return _mm512_mask_cmp_ps_mask(keep, a, b, _CMP_EQ_OQ); }
+  static M differ(M keep, V a, V b) { return _mm512_mask_cmp_ps_mask(keep, a, b, _CMP_NEQ_OQ); }
   static M both(M a, M b) { return a & b; }
   static M either(M a, M b) { return a | b; }
   static M from_bytes(const uint8_t* at) {
@@ -97,6 +101,8 @@ struct FloatLanes {
   static M ordered(V a) { return _mm256_cmp_ps(a, a, _CMP_ORD_Q); }
   static M equal(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
   static M differ(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_NEQ_OQ); }
+  static M equal(M keep, V a, V b) { return both(keep, equal(a, b)); }
+  static M differ(M keep, V a, V b) { return both(keep, differ(a, b)); }
   static M both(M a, M b) { return _mm256_and_ps(a, b); }
   static M either(M a, M b) { return _mm256_or_ps(a, b); }
   static M from_bytes(const uint8_t* at) {
@@ -131,6 +137,8 @@ struct FloatLanes {
   static M ordered(V a) { return _mm_cmpord_ps(a, a); }
   static M equal(V a, V b) { return _mm_cmpeq_ps(a, b); }
   static M differ(V a, V b) { return _mm_or_ps(_mm_cmplt_ps(a, b), _mm_cmpgt_ps(a, b)); }
+  static M equal(M keep, V a, V b) { return both(keep, equal(a, b)); }
+  static M differ(M keep, V a, V b) { return both(keep, differ(a, b)); }
   static M both(M a, M b) { return _mm_and_ps(a, b); }
   static M either(M a, M b) { return _mm_or_ps(a, b); }
   static M from_bytes(const uint8_t* at) {
