@@ -13,7 +13,11 @@ namespace {
 
 constexpr int64_t kPanelBytes = 512 << 10;  // of a tile's panel: stays in the second-level cache
 constexpr int64_t kLineVectors = 16;        // narrow images share lines with others up to this many
-constexpr int64_t kMostPartials = 32;       // sums of weight gradients that are made apart
+// What a block of channels and some lines read: about the first-level cache for sums, which share the lines of
+// a block among all outputs, and twice that for gradients.
+constexpr int64_t kBlockBytes = 40 << 10, kGradientBlockBytes = 64 << 10;
+constexpr size_t kFewTaps = 4;         // fewer find too few weights in a block
+constexpr int64_t kMostPartials = 32;  // sums of weight gradients that are made apart
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -69,6 +73,12 @@ void lay_out(LanePass& p, int64_t images) {
     set_tile_rows(p, ceil_div(rows, tiles));
     if (panel_bytes(p) <= kPanelBytes) break;
   }
+  const int64_t taps = static_cast<int64_t>(p.y.slot.size());
+  const int64_t cells = std::min(kLineVectors, columns * p.blocks) + p.x.reach * p.blocks;
+  const int64_t channel_bytes =
+      taps * cells * static_cast<int64_t>(p.x.first.size() * kImageLanes * sizeof(float));
+  p.channel_block = std::clamp<int64_t>(kBlockBytes / channel_bytes, 1, p.in_channels);
+  if (p.x.slot.size() * p.y.slot.size() < kFewTaps) p.channel_block = p.in_channels;
   if (p.panel_floats > INT32_MAX) throw std::length_error("an image is too large for 32-bit offsets");
 }
 
@@ -112,76 +122,98 @@ LanePass upstream_pass(const LanePass& forward) {
   return p;
 }
 
+int64_t fan_in(const Conv2dShape& s) { return s.in_channels * s.kernel_height * s.kernel_width; }
+
 struct Tap {
   int64_t channel, ky, kx;
 };
 
-Tap tap_at(const Conv2dShape& s, bool channels_last, int64_t i) {
+// Of column `i` of a weight's row, in the order of channels, rows and columns.
+Tap tap_at(const Conv2dShape& s, int64_t i) {
   const int64_t taps = s.kernel_height * s.kernel_width;
-  const int64_t channel = channels_last ? i % s.in_channels : i / taps;
-  const int64_t tap = channels_last ? i / s.in_channels : i % taps;
-  return {channel, tap / s.kernel_width, tap % s.kernel_width};
+  return {i / taps, i % taps / s.kernel_width, i % s.kernel_width};
 }
 
-int64_t fan_in(const Conv2dShape& s) { return s.in_channels * s.kernel_height * s.kernel_width; }
-
-// Places in the weight of all that is kept; rows[r] is where output channel r begins.
+// What is kept: columns of row r are columns[rows[r]] to columns[rows[r + 1]], sorted.
 struct Kept {
-  Kept(const Conv2dShape& s, const MaskedWeight& weight) : places(0), rows(1, 0) {
-    const int64_t columns = fan_in(s);
-    std::vector<int32_t> found(static_cast<size_t>(columns));
+  Kept(const Conv2dShape& s, const MaskedWeight& weight) : rows(1, 0) {
+    const int64_t count = fan_in(s), taps = s.kernel_height * s.kernel_width;
+    if (weight.channels_last) {
+      for (int64_t i = 0; i < count; ++i)
+        place.push_back(static_cast<int32_t>(i % taps * s.in_channels + i / taps));
+    }
+    std::vector<int32_t> found(static_cast<size_t>(count));
+    std::vector<uint8_t> sorted(weight.channels_last ? static_cast<size_t>(count) : 0);
     for (int64_t row = 0; row < s.out_channels; ++row) {
-      const int64_t count = active_mask_positions_kernel()(weight.mask + row * columns, columns, found.data());
-      places.insert(places.end(), found.begin(), found.begin() + count);
-      rows.push_back(static_cast<int32_t>(places.size()));
+      const uint8_t* mask = weight.mask + row * count;
+      if (weight.channels_last) {
+        for (int64_t i = 0; i < count; ++i) sorted[i] = mask[place[i]];
+        mask = sorted.data();
+      }
+      const int64_t kept = active_mask_positions_kernel()(mask, count, found.data());
+      columns.insert(columns.end(), found.begin(), found.begin() + kept);
+      rows.push_back(static_cast<int32_t>(columns.size()));
     }
   }
-  std::vector<int32_t> places, rows;  // places within the row
+  // Where a column's weight lies in its row.
+  int32_t at(int32_t column) const { return place.empty() ? column : place[column]; }
+
+  std::vector<int32_t> rows, columns, place;
 };
 
-LaneIndex forward_index(const Conv2dShape& s, const LanePass& p, const MaskedWeight& weight, const Kept& kept) {
-  const int64_t columns = fan_in(s);
-  std::vector<int32_t> cells;
-  cells.reserve(static_cast<size_t>(columns));
-  for (int64_t i = 0; i < columns; ++i) {
-    const Tap tap = tap_at(s, weight.channels_last, i);
-    cells.push_back(static_cast<int32_t>(tap.channel * p.channel_pitch + p.tap(tap.ky, tap.kx)));
-  }
-  LaneIndex index{kept.rows, std::vector<LaneEntry>(kept.places.size())};
+// Puts every kept weight into the row of the index that `row_of` names, in their order.
+template <class RowOf, class CellOf>
+LaneIndex make_index(const Conv2dShape& s, const LanePass& p, const MaskedWeight& weight, const Kept& kept,
+                     const RowOf& row_of, const CellOf& cell_of) {
+  LaneIndex index;
+  index.rows.resize(static_cast<size_t>(p.channel_blocks() * p.phases() * p.out_channels) + 1);
+  index.entries.resize(kept.columns.size());
+  index.places.resize(kept.columns.size());
   for (int64_t row = 0; row < s.out_channels; ++row) {
-    const float* weights = weight.weight + row * columns;
-    for (int32_t at = kept.rows[row]; at < kept.rows[row + 1]; ++at) {
-      index.entries[at] = {cells[kept.places[at]], weights[kept.places[at]]};
+    for (int32_t i = kept.rows[row]; i < kept.rows[row + 1]; ++i)
+      ++index.rows[row_of(row, kept.columns[i]) + 1];
+  }
+  for (size_t row = 1; row < index.rows.size(); ++row) index.rows[row] += index.rows[row - 1];
+  std::vector<int32_t> next(index.rows.begin(), index.rows.end() - 1);
+  for (int64_t row = 0; row < s.out_channels; ++row) {
+    const float* weights = weight.weight + row * fan_in(s);
+    for (int32_t i = kept.rows[row]; i < kept.rows[row + 1]; ++i) {
+      const int32_t column = kept.columns[i];
+      const int32_t at = next[row_of(row, column)]++, place = kept.at(column);
+      index.entries[at] = {cell_of(row, column), weights[place]};
+      index.places[at] = static_cast<int32_t>(row * fan_in(s)) + place;
     }
   }
   return index;
+}
+
+LaneIndex forward_index(const Conv2dShape& s, const LanePass& p, const MaskedWeight& weight, const Kept& kept) {
+  std::vector<int32_t> block_rows, cells;
+  for (int64_t i = 0; i < fan_in(s); ++i) {
+    const Tap tap = tap_at(s, i);
+    block_rows.push_back(static_cast<int32_t>(tap.channel / p.channel_block * s.out_channels));
+    cells.push_back(static_cast<int32_t>(tap.channel * p.channel_pitch + p.tap(tap.ky, tap.kx)));
+  }
+  return make_index(
+      s, p, weight, kept, [&](int64_t row, int32_t column) { return block_rows[column] + row; },
+      [&](int64_t, int32_t column) { return cells[column]; });
 }
 
 LaneIndex backward_index(const Conv2dShape& s, const LanePass& p, const MaskedWeight& weight,
                          const Kept& kept) {
-  const int64_t columns = fan_in(s);
-  std::vector<int32_t> row_of, cells;
-  for (int64_t i = 0; i < columns; ++i) {
-    const Tap tap = tap_at(s, weight.channels_last, i);
+  std::vector<int32_t> rows, cells;
+  for (int64_t i = 0; i < fan_in(s); ++i) {
+    const Tap tap = tap_at(s, i);
     const int64_t phase = tap.ky * s.dilation_height % s.stride_height * s.stride_width +
                           tap.kx * s.dilation_width % s.stride_width;
-    row_of.push_back(static_cast<int32_t>(phase * s.in_channels + tap.channel));
+    rows.push_back(static_cast<int32_t>(phase * s.in_channels + tap.channel));
     cells.push_back(static_cast<int32_t>(p.tap(tap.ky, tap.kx)));
   }
-  LaneIndex index{std::vector<int32_t>(static_cast<size_t>(p.phases() * s.in_channels) + 1),
-                  std::vector<LaneEntry>(kept.places.size())};
-  for (const int32_t place : kept.places) ++index.rows[row_of[place] + 1];
-  for (size_t row = 1; row < index.rows.size(); ++row) index.rows[row] += index.rows[row - 1];
-  std::vector<int32_t> next(index.rows.begin(), index.rows.end() - 1);
-  for (int64_t row = 0; row < s.out_channels; ++row) {
-    const float* weights = weight.weight + row * columns;
-    const int32_t channel = static_cast<int32_t>(row * p.channel_pitch);
-    for (int32_t at = kept.rows[row]; at < kept.rows[row + 1]; ++at) {
-      const int32_t place = kept.places[at];
-      index.entries[next[row_of[place]]++] = {channel + cells[place], weights[place]};
-    }
-  }
-  return index;
+  const int64_t rows_of_block = p.phases() * p.out_channels;
+  return make_index(
+      s, p, weight, kept,
+      [&](int64_t row, int32_t column) { return row / p.channel_block * rows_of_block + rows[column]; },
+      [&](int64_t row, int32_t column) { return static_cast<int32_t>(row * p.channel_pitch) + cells[column]; });
 }
 
 // Working memory of one thread, kept for its next call: fresh pages cost as much as the sums do.
@@ -225,10 +257,11 @@ struct Tiles {
         of_rows(ceil_div(p.row_end - p.row_begin, p.tile_rows)),
         count(ceil_div(images, group) * of_rows) {}
 
-  LaneTile operator[](int64_t i) const {
+  // `follows`: tile i - 1 was computed just before.
+  LaneTile at(int64_t i, bool follows) const {
     const int64_t image = i / of_rows * group, line = i % of_rows * pass.tile_rows;
     return {image, std::min(group, images - image), line,
-            std::min(pass.tile_rows, pass.row_end - pass.row_begin - line)};
+            std::min(pass.tile_rows, pass.row_end - pass.row_begin - line), follows && line > 0};
   }
 
   const LanePass& pass;
@@ -239,10 +272,12 @@ void run_pass(const LanePass& pass, const LaneIndex& index, const float* bias, c
               const ImageBatch& output, const Parallel& parallel) {
   const Tiles tiles(pass, source.images);
   parallel(tiles.count, 1, [&](int64_t begin, int64_t end) {
-    float* panel = scratch().panels(pass.panel_floats, 0).first;
+    const auto [panel, sums] =
+        scratch().panels(pass.panel_floats, pass.out_channels * kMostCells * kImageLanes);
     for (int64_t i = begin; i < end; ++i) {
-      active_lane_fill_kernel()(pass, source, tiles[i], panel);
-      active_lane_sum_kernel()(pass, index, bias, panel, tiles[i], output);
+      const LaneTile tile = tiles.at(i, i > begin);
+      active_lane_fill_kernel()(pass, source, tile, panel);
+      active_lane_sum_kernel()(pass, index, bias, panel, tile, sums, output);
     }
     scratch().trim();
   });
@@ -267,35 +302,55 @@ void masked_conv2d_grad_input(const Conv2dShape& shape, const MaskedWeight& weig
   run_pass(pass, backward_index(shape, pass, weight, Kept(shape, weight)), nullptr, grad, grad_input, parallel);
 }
 
+namespace {
+
+// Of a line of the gradient's sums: enough for what follows each to be little.
+constexpr int64_t kChunkCells = 48;
+
+int64_t gradient_chunk(LanePass& pass) {
+  const int64_t cells = std::max<int64_t>(1, pass.columns() * pass.blocks);
+  const int64_t chunk = std::min(pass.tile_rows, ceil_div(kChunkCells, cells));
+  const int64_t slots = static_cast<int64_t>(pass.y.first.size() * pass.x.first.size());
+  const int64_t channel_bytes =
+      slots * (chunk + pass.y.reach) * pass.line_pitch * static_cast<int64_t>(sizeof(float));
+  if (pass.x.slot.size() * pass.y.slot.size() >= kFewTaps) {
+    pass.channel_block =
+        std::clamp<int64_t>(kGradientBlockBytes / std::max<int64_t>(1, channel_bytes), 1, pass.in_channels);
+  }
+  return chunk;
+}
+
+}  // namespace
+
 void masked_conv2d_grad_weight(const Conv2dShape& shape, const MaskedWeight& weight, const ImageBatch& input,
                                const ImageBatch& grad, float* grad_weight, const Parallel& parallel) {
-  const LanePass pass = forward_pass(shape, input.images), upstream = upstream_pass(pass);
-  const Kept kept(shape, weight);
-  const LaneIndex index = forward_index(shape, pass, weight, kept);
+  LanePass pass = forward_pass(shape, input.images);
+  const int64_t chunk = gradient_chunk(pass);
+  const LanePass upstream = upstream_pass(pass);
+  const LaneIndex index = forward_index(shape, pass, weight, Kept(shape, weight));
   const Tiles tiles(pass, input.images);
-  const size_t entries = kept.places.size();
+  const size_t entries = index.entries.size();
   const int64_t parts = std::min(tiles.count, kMostPartials);
   std::vector<float> sums(entries * static_cast<size_t>(parts), 0.0f);
   parallel(parts, 1, [&](int64_t begin, int64_t end) {
     const auto [panel, gradient] = scratch().panels(pass.panel_floats, upstream.panel_floats);
     for (int64_t part = begin; part < end; ++part) {
-      for (int64_t i = tiles.count * part / parts; i < tiles.count * (part + 1) / parts; ++i) {
-        active_lane_fill_kernel()(pass, input, tiles[i], panel);
-        active_lane_fill_kernel()(upstream, grad, tiles[i], gradient);
-        active_lane_gradient_kernel()(pass, index, panel, upstream, gradient, tiles[i],
+      const int64_t first = tiles.count * part / parts;
+      for (int64_t i = first; i < tiles.count * (part + 1) / parts; ++i) {
+        const LaneTile tile = tiles.at(i, i > first);
+        active_lane_fill_kernel()(pass, input, tile, panel);
+        active_lane_fill_kernel()(upstream, grad, tile, gradient);
+        active_lane_gradient_kernel()(pass, index, panel, upstream, gradient, tile, chunk,
                                       sums.data() + entries * static_cast<size_t>(part));
       }
     }
     scratch().trim();
   });
-  const int64_t columns = fan_in(shape);
-  std::fill_n(grad_weight, shape.out_channels * columns, 0.0f);
-  for (int64_t row = 0; row < shape.out_channels; ++row) {
-    for (int32_t at = kept.rows[row]; at < kept.rows[row + 1]; ++at) {
-      float sum = 0;
-      for (int64_t part = 0; part < parts; ++part) sum += sums[entries * static_cast<size_t>(part) + at];
-      grad_weight[row * columns + kept.places[at]] = sum;
-    }
+  std::fill_n(grad_weight, shape.out_channels * fan_in(shape), 0.0f);
+  for (size_t entry = 0; entry < entries; ++entry) {
+    float sum = 0;
+    for (int64_t part = 0; part < parts; ++part) sum += sums[entries * static_cast<size_t>(part) + entry];
+    grad_weight[index.places[entry]] = sum;
   }
 }
 

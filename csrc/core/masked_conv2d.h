@@ -47,12 +47,14 @@ struct LanePass {
   std::vector<int64_t> origin_y, origin_x;
   int64_t out_step_y, out_step_x;
 
-  int64_t blocks;     // of 16 images that lie together
-  int64_t tile_rows;  // output rows of a panel
+  int64_t blocks;         // of 16 images that lie together
+  int64_t tile_rows;      // output rows of a panel
+  int64_t channel_block;  // channels that the kernel of sums takes together
   // In floats.
   int64_t line_pitch, slot_pitch, channel_pitch, panel_floats;
 
   int64_t columns() const { return column_end - column_begin; }
+  int64_t channel_blocks() const { return (in_channels + channel_block - 1) / channel_block; }
   int64_t phases() const { return static_cast<int64_t>(origin_y.size() * origin_x.size()); }
   int64_t tap(int64_t ky, int64_t kx) const;  // from output (row_begin, column_begin) of a tile, in floats
 };
@@ -62,10 +64,12 @@ struct LaneEntry {
   float weight;
 };
 
-// Rows are outputs' channels, all those of a phase after another's.
+// A row is an output's channel; all those of a phase come after another's. Entries of a row are sorted by input
+// channel, row and column of the tap, whatever the weight's layout.
 struct LaneIndex {
-  std::vector<int32_t> rows;  // [phases * out_channels + 1]
+  std::vector<int32_t> rows;  // [channel_blocks][phases * out_channels], and the end of the last
   std::vector<LaneEntry> entries;
+  std::vector<int32_t> places;  // of each entry in the weight
 };
 
 // A weight [out_channels, in_channels, KH, KW] and its mask: rows are contiguous, in that order or, with
@@ -80,17 +84,20 @@ struct MaskedWeight {
 struct LaneTile {
   int64_t image, images;
   int64_t line, lines;
+  bool follows;  // the panel holds the tile of the lines before, whose last lines are this one's first
 };
 
 // Fills the panel of a tile.
 using LaneFillKernel = void(const LanePass&, const ImageBatch& source, const LaneTile&, float* panel);
-// The sums of a tile, with `bias` of each channel or null, into `output`.
+// The sums of a tile, with `bias` of each channel or null, into `output`. `sums` has room for kMostCells cells
+// of each output channel.
+constexpr int64_t kMostCells = 16;
 using LaneSumKernel = void(const LanePass&, const LaneIndex&, const float* bias, const float* panel,
-                           const LaneTile&, const ImageBatch& output);
-// Adds to sums[e] the products of entry e's input with the gradient of its output, over the tile. `gradient` is
-// the panel of a pass that reads every output once.
+                           const LaneTile&, float* sums, const ImageBatch& output);
+// Adds to sums[e] the products of entry e's input with the gradient of its output, over the tile, in chunks of
+// `chunk` lines. `gradient` is the panel of a pass that reads every output once.
 using LaneGradientKernel = void(const LanePass&, const LaneIndex&, const float* panel, const LanePass& upstream,
-                                const float* gradient, const LaneTile&, float* sums);
+                                const float* gradient, const LaneTile&, int64_t chunk, float* sums);
 PQK_CPU_KERNEL(LaneFillKernel, lane_fill_kernel)
 PQK_CPU_KERNEL(LaneSumKernel, lane_sum_kernel)
 PQK_CPU_KERNEL(LaneGradientKernel, lane_gradient_kernel)

@@ -17,7 +17,7 @@
 namespace {
 
 constexpr int kPieces = static_cast<int>(kImageLanes) / kLanes;  // vectors of 16 images
-constexpr int kMaxCells = PQK_ISA_LEVEL >= 2 ? 16 : PQK_ISA_LEVEL == 1 ? 6 : 3;
+constexpr int kMaxCells = PQK_ISA_LEVEL >= 2 ? static_cast<int>(kMostCells) : PQK_ISA_LEVEL == 1 ? 6 : 3;
 constexpr int64_t kMaxRun = kMaxCells * kImageLanes;
 constexpr int64_t kRowBlock = 16;  // channels that are stored together
 
@@ -26,31 +26,41 @@ inline Floats add_product(Floats sum, Floats a, Floats b) {
   return sum + product;
 }
 
-// The sums of one channel over `Cells` cells that lie together.
-template <int Cells>
-void sum_cells(const float* panel, const LaneEntry* entry, const LaneEntry* end, float initial, float* sums) {
+// Entries of some rows of the index, applied to Cells cells that lie together: `panel` is the first. Sums begin
+// with `bias`, or 0 where that is null, or with what a block of channels before has left.
+template <int Cells, bool First>
+void sum_rows(const float* panel, const LaneEntry* entries, const int32_t* rows, int64_t count,
+              const float* bias, float* sums) {
   constexpr int kVectors = Cells * kPieces;
-  Floats sum[kVectors];
+  for (int64_t row = 0; row < count; ++row, sums += kMaxRun) {
+    const LaneEntry* entry = entries + rows[row];
+    const LaneEntry* end = entries + rows[row + 1];
+    if (!First && entry == end) continue;
+    Floats sum[kVectors];
+    const Floats initial = First && bias != nullptr ? bias[row] - Floats{} : Floats{};
 #pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) sum[v] = broadcast(initial);
-  for (; entry != end; ++entry) {
-    const float* from = panel + entry->cell;
-    const Floats weight = entry->weight - Floats{};
+    for (int v = 0; v < kVectors; ++v) sum[v] = First ? initial : load_floats(sums + v * kLanes);
+    for (; entry != end; ++entry) {
+      const float* from = panel + entry->cell;
+      const Floats weight = entry->weight - Floats{};
 #pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) sum[v] = add_product(sum[v], load_floats(from + v * kLanes), weight);
+      for (int v = 0; v < kVectors; ++v) sum[v] = add_product(sum[v], load_floats(from + v * kLanes), weight);
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) store_floats(sums + v * kLanes, sum[v]);
   }
-#pragma GCC unroll 16
-  for (int v = 0; v < kVectors; ++v) store_floats(sums + v * kLanes, sum[v]);
 }
 
-using CellsFunction = void(const float*, const LaneEntry*, const LaneEntry*, float, float*);
+using RowsFunction = void(const float*, const LaneEntry*, const int32_t*, int64_t, const float*, float*);
 
-template <int... Cells>
-constexpr std::array<CellsFunction*, kMaxCells> list_cells(std::integer_sequence<int, Cells...>) {
-  return {&sum_cells<Cells + 1>...};
+template <bool First, int... Cells>
+constexpr std::array<RowsFunction*, kMaxCells> list_rows(std::integer_sequence<int, Cells...>) {
+  return {&sum_rows<Cells + 1, First>...};
 }
-constexpr std::array<CellsFunction*, kMaxCells> kCells =
-    list_cells(std::make_integer_sequence<int, kMaxCells>());
+constexpr std::array<RowsFunction*, kMaxCells> kFirstRows =
+    list_rows<true>(std::make_integer_sequence<int, kMaxCells>());
+constexpr std::array<RowsFunction*, kMaxCells> kLaterRows =
+    list_rows<false>(std::make_integer_sequence<int, kMaxCells>());
 
 // The outputs of one phase that lie at one row, cells [first, first + count) of its line.
 struct Run {
@@ -115,31 +125,41 @@ class Store {
   const ImageBatch& out_;
 };
 
+// The channels of one phase at one run of cells; `panel` is the first cell.
+void sum_phase(const LanePass& p, const LaneIndex& index, const float* bias, const float* panel,
+               const Store& store, const Run& run, const int32_t* rows, float* sums) {
+  const int64_t blocks = p.channel_blocks(), rows_of_block = p.phases() * p.out_channels;
+  // With one block of inputs the sums of a few channels are stored while they are at hand.
+  const int64_t together = blocks == 1 ? kRowBlock : p.out_channels;
+  for (int64_t channel = 0; channel < p.out_channels; channel += together) {
+    const int64_t channels = std::min(together, p.out_channels - channel);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const auto& functions = block == 0 ? kFirstRows : kLaterRows;
+      functions[run.count - 1](panel, index.entries.data(), rows + block * rows_of_block + channel, channels,
+                               bias == nullptr ? nullptr : bias + channel, sums);
+    }
+    for (int64_t i = 0; i < channels; i += kRowBlock) {
+      store.store(run, channel + i, std::min(kRowBlock, channels - i), sums + i * kMaxRun);
+    }
+  }
+}
+
 }  // namespace
 
 void lane_sum_kernel(const LanePass& pass, const LaneIndex& index, const float* bias, const float* panel,
-                     const LaneTile& tile, const ImageBatch& output) {
+                     const LaneTile& tile, float* sums, const ImageBatch& output) {
   const Store store(pass, tile, output);
   const int64_t cells = pass.columns() * pass.blocks, pieces = (cells + kMaxCells - 1) / kMaxCells;
   const int64_t phases_x = static_cast<int64_t>(pass.origin_x.size());
-  alignas(64) float sums[kRowBlock * kMaxRun];
   for (int64_t line = 0; line < tile.lines; ++line) {
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t first = cells * piece / pieces, count = cells * (piece + 1) / pieces - first;
-      const float* from = panel + line * pass.line_pitch + first * kImageLanes;
       for (int64_t phase = 0; phase < pass.phases(); ++phase) {
         const int64_t y =
             pass.origin_y[phase / phases_x] + (pass.row_begin + tile.line + line) * pass.out_step_y;
         if (y < 0 || y >= pass.out_height) continue;
-        for (int64_t channel = 0; channel < pass.out_channels; channel += kRowBlock) {
-          const int64_t channels = std::min(kRowBlock, pass.out_channels - channel);
-          const int32_t* rows = index.rows.data() + phase * pass.out_channels + channel;
-          for (int64_t c = 0; c < channels; ++c) {
-            kCells[count - 1](from, index.entries.data() + rows[c], index.entries.data() + rows[c + 1],
-                              bias == nullptr ? 0.0f : bias[channel + c], sums + c * kMaxRun);
-          }
-          store.store({phase % phases_x, y, first, count}, channel, channels, sums);
-        }
+        sum_phase(pass, index, bias, panel + line * pass.line_pitch + first * kImageLanes, store,
+                  {phase % phases_x, y, first, count}, index.rows.data() + phase * pass.out_channels, sums);
       }
     }
   }

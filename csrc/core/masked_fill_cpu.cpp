@@ -22,9 +22,11 @@ class Filler {
   }
 
   void fill(float* panel) const {
+    const int64_t kept = tile_.follows ? p_.y.reach : 0;
+    if (kept > 0) keep_lines(panel, kept);
     for (const int64_t first_y : p_.y.first) {
       for (const int64_t first_x : p_.x.first) {
-        for (int64_t line = 0; line < tile_.lines + p_.y.reach; ++line) {
+        for (int64_t line = kept; line < tile_.lines + p_.y.reach; ++line) {
           const int64_t row = first_y + (p_.row_begin + tile_.line + line) * p_.y.step;
           fill_line(row, first_x + p_.column_begin * p_.x.step, panel + line * p_.line_pitch);
         }
@@ -34,6 +36,18 @@ class Filler {
   }
 
  private:
+  // The tile before, of p_.tile_rows lines, ends with the first `count` of this one.
+  void keep_lines(float* panel, int64_t count) const {
+    const int64_t slots = static_cast<int64_t>(p_.y.first.size() * p_.x.first.size());
+    for (int64_t channel = 0; channel < p_.in_channels; ++channel) {
+      for (int64_t slot = 0; slot < slots; ++slot) {
+        float* lines = panel + channel * p_.channel_pitch + slot * p_.slot_pitch;
+        std::memmove(lines, lines + p_.tile_rows * p_.line_pitch,
+                     static_cast<size_t>(count * p_.line_pitch) * sizeof(float));
+      }
+    }
+  }
+
   void zero(float* line, int64_t begin, int64_t end) const {
     for (int64_t channel = 0; channel < p_.in_channels && begin < end; ++channel) {
       std::memset(line + channel * p_.channel_pitch + begin * step_, 0,

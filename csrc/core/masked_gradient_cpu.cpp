@@ -22,11 +22,22 @@ inline Floats add_product(Floats sum, Floats a, Floats b) {
 }
 
 // One tree for every instruction set.
-inline float sum_lanes(float* lanes) {
+inline float sum_lanes(const Floats* sum) {
+#if PQK_ISA_LEVEL >= 2
+  Floats x = sum[0];
+  x += __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  x += __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+  x += __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  x += __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  return x[0];
+#else
+  float lanes[kImageLanes];
+  for (int v = 0; v < kPieces; ++v) store_floats(lanes + v * kLanes, sum[v]);
   for (int64_t half = kImageLanes / 2; half > 0; half /= 2) {
     for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   }
   return lanes[0];
+#endif
 }
 
 // Some entries of one output channel: where the tile begins in the panel and in the channel's gradient.
@@ -57,11 +68,8 @@ void gradient_of(const Lines& at, const LaneEntry* entries, float* sums) {
     panel += at.panel_pitch;
     gradient += at.gradient_pitch;
   }
-  alignas(64) float lanes[kImageLanes];
-  for (int e = 0; e < Entries; ++e) {
-    for (int v = 0; v < kPieces; ++v) store_floats(lanes + v * kLanes, sum[e][v]);
-    sums[e] += sum_lanes(lanes);
-  }
+#pragma GCC unroll 8
+  for (int e = 0; e < Entries; ++e) sums[e] += sum_lanes(sum[e]);
 }
 
 using EntriesFunction = void(const Lines&, const LaneEntry*, float*);
@@ -76,17 +84,26 @@ constexpr std::array<EntriesFunction*, kMaxEntries> kEntries =
 }  // namespace
 
 void lane_gradient_kernel(const LanePass& pass, const LaneIndex& index, const float* panel,
-                          const LanePass& upstream, const float* gradient, const LaneTile& tile, float* sums) {
-  const int64_t cells = pass.columns() * pass.blocks;
-  for (int64_t channel = 0; channel < pass.out_channels; ++channel) {
-    const Lines lines{panel,           gradient + channel * upstream.channel_pitch,
-                      pass.line_pitch, upstream.line_pitch,
-                      tile.lines,      cells};
-    const int64_t begin = index.rows[channel], count = index.rows[channel + 1] - begin;
-    const int64_t groups = (count + kMaxEntries - 1) / kMaxEntries;
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t first = begin + count * group / groups, end = begin + count * (group + 1) / groups;
-      kEntries[end - first - 1](lines, index.entries.data() + first, sums + first);
+                          const LanePass& upstream, const float* gradient, const LaneTile& tile, int64_t chunk,
+                          float* sums) {
+  const int64_t cells = pass.columns() * pass.blocks, blocks = pass.channel_blocks();
+  for (int64_t line = 0; line < tile.lines; line += chunk) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (int64_t channel = 0; channel < pass.out_channels; ++channel) {
+        const int32_t* row = index.rows.data() + block * pass.out_channels + channel;
+        const Lines lines{panel + line * pass.line_pitch,
+                          gradient + channel * upstream.channel_pitch + line * upstream.line_pitch,
+                          pass.line_pitch,
+                          upstream.line_pitch,
+                          std::min(chunk, tile.lines - line),
+                          cells};
+        const int64_t begin = row[0], count = row[1] - begin;
+        const int64_t groups = (count + kMaxEntries - 1) / kMaxEntries;
+        for (int64_t group = 0; group < groups; ++group) {
+          const int64_t first = begin + count * group / groups, end = begin + count * (group + 1) / groups;
+          kEntries[end - first - 1](lines, index.entries.data() + first, sums + first);
+        }
+      }
     }
   }
 }
