@@ -6,10 +6,10 @@ namespace {
 constexpr int64_t kLeastImages = 16;  // as many as a vector has lanes
 
 // Cycles of one core, fitted to measurements (benchmarks/training/bench_sparse_training.py).
-constexpr double kSum = 3.2, kGradientSum = 5.0;  // one kept weight and 16 images at one output
-constexpr double kMove = 40, kMovePlanar = 45;    // 16 images' values of one pixel and channel, once in or out
-constexpr double kIndex = 50, kGradientIndex = 100;  // to find a kept weight; also to reduce its gradient
-constexpr double kDenseSum = 1.1, kDenseMove = 20, kDenseWeight = 4;
+constexpr double kSum = 2.1, kGradientSum = 3.4;  // one kept weight and 16 images at one output
+constexpr double kMove = 35, kMovePlanar = 50;    // 16 images' values of one pixel and channel, once in or out
+constexpr double kIndex = 50, kGradientIndex = 90;  // to find a kept weight; also to reduce its gradient
+constexpr double kDenseSum = 1.05, kDenseMove = 20, kDenseWeight = 4;
 constexpr double kMargin = 1.1;  // in doubt dense
 
 }  // namespace
