@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pqk_ext.onnx_conv import convolve, turned, write_dilate
 from pqk_ext.runtime.graph import Node
 
 if TYPE_CHECKING:
@@ -31,13 +32,11 @@ def _weighted(b: _Builder, node: Node, x: str, residual: str | None = None) -> s
     multiplier = node.tensors["multiplier"].astype(np.float64)
     per_channel = [-1, *[1] * (codes.ndim - 1)]
     weight = node.tensors["codebook"].astype(np.float64)[codes] * multiplier.reshape(per_channel)
-    constants = [b.real(weight.astype(np.float32)), b.real(node.tensors["bias"])]
+    bias = b.real(node.tensors["bias"])
     if node.op == "float_linear":
-        y = b.call("Gemm", [x, *constants], transB=1)
+        y = b.call("Gemm", [x, b.real(weight), bias], transB=1)
     else:
-        a = node.attributes
-        window = {"strides": a["stride"], "pads": a["padding"], "dilations": a["dilation"]}
-        y = b.call("Conv", [x, *constants], group=a["groups"], kernel_shape=list(codes.shape[2:]), **window)
+        y = convolve(b, node, x, b.real(turned(b, node, weight)), bias)
     return _clamp(b, node, y if residual is None else b.call("Add", [y, residual]))
 
 
@@ -102,13 +101,6 @@ def _pad(b: _Builder, node: Node, x: str) -> str:
     return b.call("Pad", [x, _integers(b, [0, *node.attributes["before"], 0, *node.attributes["after"]])])
 
 
-def dilate(b: _Builder, node: Node, x: str) -> str:
-    """As a transposed convolution of each channel with a single 1."""
-    channels = b.source(node).shape[0]
-    ones = b.real(np.ones((channels, 1, 1, 1), np.float32))
-    return b.call("ConvTranspose", [x, ones], group=channels, kernel_shape=[1, 1], strides=node.attributes["dilation"])
-
-
 def _integers(b: _Builder, numbers: list[int]) -> str:
     array: NDArray[Any] = np.asarray(numbers, np.int64)
     return b.constant(array)
@@ -126,4 +118,4 @@ WRITE_FLOAT: dict[str, Callable[..., str]] = {
 }
 
 #: Operators on codes that move float32 values too.
-MOVES: dict[str, Callable[..., str]] = {"concat": _concat, "slice": _slice, "pad": _pad, "dilate": dilate}
+MOVES: dict[str, Callable[..., str]] = {"concat": _concat, "slice": _slice, "pad": _pad, "dilate": write_dilate}

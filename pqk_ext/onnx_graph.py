@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pqk_ext.onnx_float import MOVES, WRITE_FLOAT, dilate
+from pqk_ext.onnx_conv import convolve, turned, write_dilate
+from pqk_ext.onnx_float import MOVES, WRITE_FLOAT
 from pqk_ext.runtime.graph import Graph, Node, Value
 
 if TYPE_CHECKING:
@@ -122,12 +123,19 @@ class _Builder:
         self.values.append(x)
 
     def finish(self) -> None:
-        """The last value becomes the output ``y``."""
+        """The last value becomes the output ``y``; what nobody reads goes."""
         self.label = "output"
         if len(self.graph.output_shape) < len(self.graph.nodes[-1].value.shape):
             self.call("Squeeze", [self.values[-1], self.constant(np.asarray([2], np.int64))], "y")
         else:
             self.call("Identity", [self.values[-1]], "y")
+        read, kept = {"y"}, []
+        for node in reversed(self.nodes):  # a value may have gone into an operator that stands for two nodes
+            if read.intersection(node.output):
+                read.update(node.input)
+                kept.append(node)
+        self.nodes = kept[::-1]
+        self.constants = [constant for constant in self.constants if constant.name in read]
 
     def refuse(self, node: Node, why: str) -> ValueError:
         return ValueError(f"nodes[{self.index - 1}] ({node.name}): no ONNX operator for this {node.op}: {why}")
@@ -174,14 +182,11 @@ def _weighted(b: _Builder, node: Node, x: str, residual: str | None = None) -> s
         scale_out, zero_point = 1.0, 0
     gain = node.tensors["multiplier"].astype(np.float64) * scale_out / scale_in
     bias = (node.tensors["bias"].astype(np.float64) - zero_point) * scale_out
-    constants = _weights(b, node.tensors["weight"], gain, bias, scale_in)
     if node.op == "linear":
-        y = b.call("Gemm", [x, *constants], transB=1)
+        y = b.call("Gemm", [x, *_weights(b, node.tensors["weight"], gain, bias, scale_in)], transB=1)
     else:
-        names = {"stride": "strides", "padding": "pads", "dilation": "dilations"}
-        attributes = {onnx_name: node.attributes[name] for name, onnx_name in names.items()}
-        kernel = list(node.tensors["weight"].shape[2:])
-        y = b.call("Conv", [x, *constants], group=node.attributes["groups"], kernel_shape=kernel, **attributes)
+        codes = turned(b, node, node.tensors["weight"])
+        y = convolve(b, node, x, *_weights(b, codes, gain, bias, scale_in))
     if node.value.dtype == "f32":
         return y
     if residual is not None:
@@ -379,7 +384,7 @@ _WRITE: dict[str, Callable[..., str]] = {
     "flatten": _flatten,
     "slice": _slice,
     "pad": _pad,
-    "dilate": dilate,
+    "dilate": write_dilate,
     "dequantize": lambda b, node, x: x,
     "softmax": lambda b, node, x: b.call("Softmax", [x], axis=1),
 }

@@ -42,6 +42,10 @@ OPERATORS: dict[str, Make] = {
     "pad": lambda b, x: b.pad(x, (1, 0, 2), (0, 3, 1)),
     "dilate": lambda b, x: b.dilate(x, 2, 3),
     "transposed convolution": lambda b, x: b.conv2d(b.dilate(x, 2, 1), 7, (3, 2), padding=(2, 0, 1, 1), groups=1),
+    "transposed convolution in groups": lambda b, x: b.conv2d(
+        b.dilate(x, 3, 2), 4, (2, 3), padding=(1, 2, 3, 4), dilation=(1, 2), groups=2
+    ),
+    "convolution of a spread input": lambda b, x: b.conv2d(b.dilate(x, 3, 2), 4, (3, 3), (2, 1), (1, 1, 1, 1)),
     "affine": lambda b, x: b.affine(x),
 }
 

@@ -85,6 +85,8 @@ def test_parity(name: str, granularity: str, isa: str, tmp_path: Path) -> None:
     model, x = prepared(name, granularity=granularity, prune_depthwise=True)
     export(model, tmp_path / "net.pqk", example_inputs=x)
     assert model(x).std(0).mean() > 0, "outputs must depend on the inputs, or equality proves nothing"
+    coded, resident = (pqk_ext.runtime.load(tmp_path / "net.pqk", weights=kind) for kind in ("coded", "resident"))
+    np.testing.assert_array_equal(coded(x.numpy()), resident(x.numpy()))
     for num_threads in (1, 2):
         assert compare(model, tmp_path / "net.pqk", x, num_threads=num_threads).different == 0
     with torch.no_grad():
@@ -272,6 +274,8 @@ def test_onnx() -> None:
             expected = model(x).numpy()
             assert got.shape == expected.shape
             assert np.abs(got - expected).mean() < 0.02 * np.abs(expected).max()
+            kinds = [node.op_type for node in to_onnx(lower(model), batch=1, quantized=quantized).graph.node]
+            assert kinds.count("ConvTranspose") == {"decoder": 3, "sequence": 2}[name]
 
 
 @pytest.mark.parametrize("name", SHAPES)
