@@ -51,6 +51,7 @@ class IntegerEvaluation:
         """Drops the lowered graph; the next call lowers anew."""
         self._graph: TorchGraph | None = None
         self._seen: list[tuple[Tensor, int]] = []
+        self._fingerprint = 0
         self._exported: dict[str, Tensor] = {}
 
     def remember_tensors(self) -> None:
@@ -81,11 +82,12 @@ class IntegerEvaluation:
         """The graph of the values in ``state``: the model's tensors, or such as take their place, in their order."""
         # Aliases of what was seen are kept, so that its memory cannot come to hold something else.
         seen = [(tensor.detach(), tensor._version) for tensor in state]
-        if self._graph is None or not _same(seen, self._seen):
+        fingerprint = _fingerprint(state)
+        if self._graph is None or fingerprint != self._fingerprint or not _same(seen, self._seen):
             names = _named_tensors(self.model)
             with _reparametrize_module(self.model, dict(zip(names, state, strict=True)), tie_weights=True):
                 self._graph = TorchGraph(lower(self.model), state[0].device)
-            self._seen = seen
+            self._seen, self._fingerprint = seen, fingerprint
         return self._graph
 
     @torch._dynamo.assume_constant_result
@@ -94,6 +96,12 @@ class IntegerEvaluation:
             raise RuntimeError("call model.eval() before torch.export.export")
         with _disable_current_modes():
             return self.up_to_date(list(self._exported.values()))
+
+
+def _fingerprint(state: Sequence[Tensor]) -> int:
+    """Of the float values: what writes through ``tensor.data``, as averages of weights do, leaves no other trace."""
+    values = torch.cat([tensor.detach().flatten() for tensor in state if tensor.is_floating_point()])
+    return int(torch.hash_tensor(values).view(torch.int64))
 
 
 def _same(some: list[tuple[Tensor, int]], others: list[tuple[Tensor, int]]) -> bool:

@@ -159,7 +159,7 @@ class _Lowering:
         self.add(block, "quantize", (0,), value, limits)
 
     def weighted(self, block: Block, inputs: tuple[int, ...]) -> None:
-        layer = self.model.layer(block)
+        layer = self.model.layer_of(block)
         codes = weight_codes(layer)
         if block.op == "conv2d":
             codes = image_weight(codes, block)

@@ -134,7 +134,7 @@ def logits(
 
 def named_layers(model: PreparedModel) -> dict[str, PQKLayer]:
     """The convolution and linear layers by path, in the order of the plan."""
-    return {str(block.module): model.layer(block) for block in model.plan if block.op in _WEIGHTED}
+    return {str(block.module): model.layer_of(block) for block in model.plan if block.op in _WEIGHTED}
 
 
 def important_weights(model: PreparedModel) -> dict[str, Tensor]:

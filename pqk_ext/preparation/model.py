@@ -179,7 +179,7 @@ class PreparedModel(nn.Module):
         if block.op in ("conv2d", "linear"):
             if block.pre_padding:
                 x = F.pad(x, _pad_amounts(block.pre_padding)[: 2 * (x.dim() - 2)])
-            x = self.layer(block)(x, role)
+            x = self.layer_of(block)(x, role)
         elif block.op == "dropout":
             x = self._dropout(block, x)
         elif block.op == "lookup":
@@ -194,7 +194,7 @@ class PreparedModel(nn.Module):
         activation = None if block.op == "lookup" else block.activation
         return epilogue(x, residual, self._batch_norm(block), activation, quantizer, role)
 
-    def layer(self, block: Block) -> PQKLayer:
+    def layer_of(self, block: Block) -> PQKLayer:
         """The convolution or linear layer of a block."""
         module = self.get_submodule(block.module or "")
         assert isinstance(module, PQKLayer)

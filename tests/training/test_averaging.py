@@ -94,6 +94,20 @@ def test_an_average_in_evaluation_mode_follows_its_updates() -> None:
     assert torch.equal(average.eval()(x), after)
 
 
+def test_weights_put_in_through_data_are_evaluated() -> None:
+    """As libraries of averages do it: such a write moves no version counter."""
+    model, average = averaged(KINDS["torch"]())
+    x, _ = batch(1)
+    own, of_average = model.eval()(x), average.eval()(x)
+    kept = [parameter.data.clone() for parameter in model.parameters()]
+    for parameter, other in zip(model.parameters(), average.module.parameters(), strict=True):
+        parameter.data.copy_(other.data)
+    assert torch.equal(model(x), of_average)
+    for parameter, value in zip(model.parameters(), kept, strict=True):
+        parameter.data.copy_(value)
+    assert torch.equal(model(x), own)
+
+
 def test_averages_are_what_they_say() -> None:
     old, new = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 6.0])]
     ema_multi_avg_fn(0.75)(old, new, 1)
