@@ -114,8 +114,8 @@ def _of_the_logits(line: dict[str, Any]) -> Iterator[Finding]:
             False,
             "logits",
             f"Quantization changes the logits much: {sqnr:.1f} dB (below {_LEAST_LOGITS_SQNR:g}). Look for the block "
-            "at which the accumulated SQNR falls: it needs more bits, or its step sizes ran away. Training makes up for "
-            "a part of it.",
+            "at which the accumulated SQNR falls: it needs more bits, or its step sizes ran away. Training makes up "
+            "for a part of it.",
         )
     both = line["agreement"]
     if both and both["student_accuracy"] is not None and both["teacher_accuracy"] is not None:
