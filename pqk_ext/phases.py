@@ -41,6 +41,11 @@ class PQKController(nn.Module):
 
         loss = model.pqk.loss(x, y); loss.backward(); optimizer.step(); model.pqk.step(); optimizer.zero_grad()
 
+    Steps are those of the optimizer: to accumulate n batches, give ``loss / n`` its ``backward()`` for each, then let
+    the optimizer and ``step()`` follow once. (In the warm-up each of the batches is observed.) Gradients are clipped
+    before ``optimizer.step()``, as usual; student and teacher are clipped together. An optimizer that moves parameters
+    several times in a step, such as LBFGS, gets the weights alone, the first of :meth:`parameter_groups`.
+
     Its state (the step count) lies in the model's ``state_dict``.
     """
 
