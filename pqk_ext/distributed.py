@@ -34,6 +34,9 @@ class Objective(nn.Module):
     sizes none in the warm-up (so no ``static_graph=True``). Gradient accumulation under ``no_sync()`` works as usual.
     Activation ranges of the warm-up are those of process 0 from the first quantized step on.
 
+    For parameters divided among the processes use :func:`shard`; the older ``FullyShardedDataParallel`` does not take step
+    sizes of activations, which are scalars.
+
     Args:
         model: a prepared model.
         criterion: task loss of logits and labels.
@@ -176,9 +179,10 @@ def check_in_sync(model: nn.Module, process_group: dist.ProcessGroup | None = No
     """
     if _size(process_group) == 1:
         return
-    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     of_all: list[Any] = [None] * _size(process_group)
-    dist.all_gather_object(of_all, digests(state), group=process_group)
+    with gathered(model):
+        state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+        dist.all_gather_object(of_all, digests(state), group=process_group)
     different = differing_tensors(of_all)
     if different:
         raise ProcessesDifferError(f"the processes do not hold the same bits: {different}")

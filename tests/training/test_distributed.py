@@ -219,6 +219,7 @@ def test_divided_parameters_train_as_whole_ones(both: Both, problem: Problem, op
         model = _train_divided(problem, config, rank, False, optimizer_class)
         parts = [p for p in model.parameters() if isinstance(p, DTensor)]
         assert sum(p.to_local().numel() for p in parts) < 0.6 * sum(p.numel() for p in parts)
+        check_in_sync(model)
         with gathered(model):
             check_in_sync(model)
             assert model.pqk.sparsity == pytest.approx(0.7, abs=0.01)

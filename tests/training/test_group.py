@@ -128,7 +128,7 @@ def test_one_process_killed_ends_the_other(tmp_path: Path, train: Train, pair: P
     def run(rank: int) -> None:
         fatal = noise(lambda call: os.kill(os.getpid(), 9) if rank == killed and call == 5 else None)
         with pytest.raises(ProcessLostError, match=rf"process {killed} \(pid \d+ on .*\) was killed or hangs"):
-            train(tmp_path / "a", augment=fatal, process_timeout=2.0)
+            train(tmp_path / "a", augment=fatal, process_timeout=8.0)
         raise SystemExit(4)
 
     start = time.monotonic()
@@ -203,7 +203,7 @@ def test_a_process_that_hangs_is_named_and_ends_the_other(
                 time.sleep(100)
 
         try:
-            train(tmp_path / "a", augment=noise(hang), process_timeout=2.0)
+            train(tmp_path / "a", augment=noise(hang), process_timeout=8.0)
         except ProcessLostError as error:
             (tmp_path / "message").write_text(str(error))
             raise SystemExit(4) from None
