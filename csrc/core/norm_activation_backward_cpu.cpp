@@ -6,30 +6,34 @@ namespace {
 
 using L = FloatLanes;
 
+template <int kGroups>
 struct Sums {
-  Sums() : grad(NormLanes::set(0)), grad_input(NormLanes::set(0)), scale(NormLanes::set(0)) {}
-  NormLanes grad, grad_input, scale;
+  using Lanes = NormLanes<kGroups>;
+  Sums() : grad(Lanes::set(0)), grad_input(Lanes::set(0)), scale(Lanes::set(0)) {}
+  Lanes grad, grad_input, scale;
 };
 
+template <int kGroups>
 struct Channel {
+  using Lanes = NormLanes<kGroups>;
   Channel(const NormActivation& values, const float* means, const NormStrip& strip, bool by_column)
-      : multiplier(NormLanes::of(values.multiplier, strip, by_column)),
-        shift(NormLanes::of(values.shift, strip, by_column)),
-        mean(NormLanes::of(means, strip, by_column)) {}
-  NormLanes multiplier, shift, mean;
+      : multiplier(Lanes::of(values.multiplier, strip, by_column)),
+        shift(Lanes::of(values.shift, strip, by_column)),
+        mean(Lanes::of(means, strip, by_column)) {}
+  Lanes multiplier, shift, mean;
 };
 
-template <bool kResidual>
-PQK_INLINE L::V sum_of(L::V x, const float* residual, const Channel& channel, int i) {
+template <bool kResidual, int kGroups>
+PQK_INLINE L::V sum_of(L::V x, const float* residual, const Channel<kGroups>& channel, int i) {
   L::V sum = x * channel.multiplier.v[i] + channel.shift.v[i];
   if constexpr (kResidual) sum = sum + L::load(residual + i * L::kWidth);
   return sum;
 }
 
-template <bool kResidual, bool kQuantized, bool kStore>
+template <bool kResidual, bool kQuantized, bool kStore, int kGroups>
 PQK_INLINE void sums_step(const float* x, const float* residual, const float* dy, float* ds,
-                          const Channel& channel, const NormElement& element, Sums& sums) {
-  for (int i = 0, at = 0; i < NormLanes::kCount; ++i, at += L::kWidth) {
+                          const Channel<kGroups>& channel, const NormElement& element, Sums<kGroups>& sums) {
+  for (int i = 0, at = 0; i < NormLanes<kGroups>::kCount; ++i, at += L::kWidth) {
     const L::V input = L::load(x + at);
     const L::V sum = sum_of<kResidual>(input, residual, channel, i);
     L::V grad = L::load(dy + at);
@@ -44,14 +48,14 @@ PQK_INLINE void sums_step(const float* x, const float* residual, const float* dy
   }
 }
 
-template <bool kResidual, bool kQuantized, bool kStore>
-Sums sums_of_strip(const NormActivationSums& job, const NormStrip& strip, bool by_column,
-                   const NormElement& element) {
+template <bool kResidual, bool kQuantized, bool kStore, int kGroups>
+Sums<kGroups> sums_of_strip(const NormActivationSums& job, const NormStrip& strip, bool by_column,
+                            const NormElement& element) {
   const NormActivation& values = job.values;
-  const Channel channel(values, job.mean, strip, by_column);
-  Sums sums;
+  const Channel<kGroups> channel(values, job.mean, strip, by_column);
+  Sums<kGroups> sums;
   int64_t at = strip.at;
-  if (strip.lanes == kStep) {
+  if (strip.lanes >= kStep) {
     for (int64_t step = 0; step < strip.steps; ++step, at += strip.stride) {
       sums_step<kResidual, kQuantized, kStore>(values.input + at, kResidual ? values.residual + at : nullptr,
                                                job.grad_output + at, kStore ? job.grad_sum + at : nullptr,
@@ -59,7 +63,8 @@ Sums sums_of_strip(const NormActivationSums& job, const NormStrip& strip, bool b
     }
     return sums;
   }
-  float x[kStep], residual[kStep], dy[kStep], ds[kStep];
+  constexpr int kElements = NormLanes<kGroups>::kElements;
+  float x[kElements], residual[kElements], dy[kElements], ds[kElements];
   for (int64_t step = 0; step < strip.steps; ++step, at += strip.stride) {
     fetch<float>(values.input + at, x, strip.lanes);
     if constexpr (kResidual) fetch<float>(values.residual + at, residual, strip.lanes);
@@ -77,8 +82,9 @@ void sums(const NormActivationSums& job, const NormItems& items, double* partial
   for (int64_t item = begin; item < end; ++item) {
     double* out = partial + 2 * (item / items.blocks) * items.view.channels;
     double scale = 0;
-    for_each_strip(items, item, [&](const NormStrip& strip) {
-      const Sums found = sums_of_strip<kResidual, kQuantized, kStore>(job, strip, items.by_column, element);
+    for_each_strip<2>(items, item, [&]<int kGroups>(const NormStrip& strip) {
+      const Sums<kGroups> found =
+          sums_of_strip<kResidual, kQuantized, kStore, kGroups>(job, strip, items.by_column, element);
       if constexpr (kQuantized) scale += found.scale.total(strip);
       double* at = out + 2 * strip.channel;
       if (!items.by_column) {
@@ -86,7 +92,7 @@ void sums(const NormActivationSums& job, const NormItems& items, double* partial
         at[1] += found.grad_input.total(strip);
         return;
       }
-      float grad[kStep], grad_input[kStep];
+      float grad[kGroups * kStep], grad_input[kGroups * kStep];
       found.grad.store(grad);
       found.grad_input.store(grad_input);
       for (int i = strip.first; i < strip.lanes; ++i) {
@@ -108,10 +114,11 @@ void sums_any(const NormActivationSums& job, const NormItems& items, double* par
 enum class Known { kGradSum, kGradOutput, kGradOutputQuantized };
 
 // `grad` is what is known: the gradient of s, or of y.
-template <Known kKnown>
-PQK_INLINE void gradient_step(const float* x, const float* grad, float* dx, const Channel& channel,
-                              const NormLanes& slope, const NormLanes& offset, const NormElement& element) {
-  for (int i = 0, at = 0; i < NormLanes::kCount; ++i, at += L::kWidth) {
+template <Known kKnown, int kGroups>
+PQK_INLINE void gradient_step(const float* x, const float* grad, float* dx, const Channel<kGroups>& channel,
+                              const NormLanes<kGroups>& slope, const NormLanes<kGroups>& offset,
+                              const NormElement& element) {
+  for (int i = 0, at = 0; i < NormLanes<kGroups>::kCount; ++i, at += L::kWidth) {
     const L::V input = L::load(x + at);
     L::V g = L::load(grad + at);
     if constexpr (kKnown != Known::kGradSum) {
@@ -128,19 +135,20 @@ void gradient(const NormActivationGradient& job, const NormItems& items, int64_t
   const float* grad = kKnown == Known::kGradSum ? job.grad_sum : job.grad_output;
   const NormElement element(values);
   for (int64_t item = begin; item < end; ++item) {
-    for_each_strip(items, item, [&](const NormStrip& strip) {
-      const Channel channel(values, job.mean, strip, items.by_column);
-      const NormLanes slope = NormLanes::of(job.slope, strip, items.by_column);
-      const NormLanes offset = NormLanes::of(job.offset, strip, items.by_column);
+    for_each_strip<4>(items, item, [&]<int kGroups>(const NormStrip& strip) {
+      using Lanes = NormLanes<kGroups>;
+      const Channel<kGroups> channel(values, job.mean, strip, items.by_column);
+      const Lanes slope = Lanes::of(job.slope, strip, items.by_column);
+      const Lanes offset = Lanes::of(job.offset, strip, items.by_column);
       int64_t at = strip.at;
-      if (strip.lanes == kStep) {
+      if (strip.lanes >= kStep) {
         for (int64_t step = 0; step < strip.steps; ++step, at += strip.stride) {
           gradient_step<kKnown>(values.input + at, grad + at, job.grad_input + at, channel, slope, offset,
                                 element);
         }
         return;
       }
-      float x[kStep], g[kStep], dx[kStep];
+      float x[Lanes::kElements], g[Lanes::kElements], dx[Lanes::kElements];
       for (int64_t step = 0; step < strip.steps; ++step, at += strip.stride) {
         fetch<float>(values.input + at, x, strip.lanes);
         fetch<float>(grad + at, g, strip.lanes);
