@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pqk_ext.nn.channels import by_channel, from_channels
+from pqk_ext.nn.layout import own_layout
 from pqk_ext.nn.roles import Role
 from pqk_ext.ops._transforms import transforms_active
 from pqk_ext.ops.fake_quantize import fake_quantize
@@ -145,9 +146,9 @@ class PQKLayer(nn.Module):
         if role is Role.STUDENT:
             return self.student_weight(), self.bias
         if role is Role.FLOAT:
-            return self.weight, self.bias
+            return own_layout(self.weight), self.bias
         bias = self.bias.detach() if self.bias is not None and self.routing == "disjoint" else self.bias
-        return self.teacher_weight(), bias
+        return own_layout(self.teacher_weight()), bias
 
     def _may_skip_zeros(self, input: Tensor, role: Role) -> bool:
         """Whether the masked ops, which leave pruned weights out where that is faster, can take this call."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pqk_ext.nn import ActivationQuantizer, PQKLayer, Role
 from pqk_ext.nn.batch_norm import RoleBatchNorm
 from pqk_ext.nn.epilogue import epilogue
+from pqk_ext.nn.input_scale import learns_scale_alone, with_scale_gradient
+from pqk_ext.nn.layout import fast_layout, strided
 from pqk_ext.phases import PQKController
 from pqk_ext.preparation.blocks import Block, Plan
 from pqk_ext.preparation.states import check_is_prepared, float_state_dict, load_float_weights
@@ -152,34 +154,60 @@ class PreparedModel(nn.Module):
             role: which weights, batch norms and head to use.
             observe: let every activation quantizer follow the range of its tensor.
         """
+        if self.training:
+            input = fast_layout(input)
         if self._compiled_run is None or observe or torch.compiler.is_compiling():
             return self._run(input, role, observe)
         return self._compiled_run(input, role)
 
     def _run(self, input: Tensor, role: Role, observe: bool = False) -> Tensor:
         values: list[Tensor] = []
+        raw = input if role is Role.STUDENT and not observe and self._learns_scale_alone(input) else None
         for block in self.plan:
             inputs = [values[i] for i in block.inputs]
             quantizer = self._quantizer(block)
             at_once = quantizer if role is Role.STUDENT and not observe and inputs else None
-            value = self.compute(block, inputs, role, at_once) if inputs else input
+            value = self.compute(block, inputs, role, at_once, raw if 0 in block.inputs else None) if inputs else input
             if quantizer is not None and at_once is None:
                 if observe:
                     quantizer.observe(value)
                 if role is Role.STUDENT:
-                    value = quantizer(value)
+                    with torch.set_grad_enabled(torch.is_grad_enabled() and raw is None):
+                        value = quantizer(value)
             values.append(value)
         return values[-1]
 
+    def _learns_scale_alone(self, input: Tensor) -> bool:
+        quantizer = self._quantizer(self.plan[0])
+        readers = [block for block in self.plan if 0 in block.inputs]
+        linear = all(block.op in ("conv2d", "linear") and block.inputs[1:] != (0,) for block in readers)
+        return quantizer is not None and linear and learns_scale_alone(quantizer, input)
+
     def compute(
-        self, block: Block, inputs: list[Tensor], role: Role, quantizer: ActivationQuantizer | None = None
+        self,
+        block: Block,
+        inputs: list[Tensor],
+        role: Role,
+        quantizer: ActivationQuantizer | None = None,
+        raw: Tensor | None = None,
     ) -> Tensor:
-        """Value of a block in a role, given those it reads; fake-quantized if a quantizer is given."""
+        """Value of a block in a role, given those it reads.
+
+        Args:
+            block: of the plan.
+            inputs: values of the blocks that it reads.
+            role: which weights, batch norms and head to use.
+            quantizer: fake-quantizes the value, if given.
+            raw: the network's input before its quantizer, if ``inputs[0]`` is after it and this layer is to bring the
+                gradient of that quantizer's scale.
+        """
         x = inputs[0]
         if block.op in ("conv2d", "linear"):
-            if block.pre_padding:
-                x = F.pad(x, _pad_amounts(block.pre_padding)[: 2 * (x.dim() - 2)])
-            x = self.layer_of(block)(x, role)
+            x = self.layer_of(block)(_padded(block, x), role)
+            if raw is not None:
+                input_quantizer = self._quantizer(self.plan[0])
+                assert input_quantizer is not None
+                x = with_scale_gradient(x, raw, input_quantizer, self._linear_function(block))
         elif block.op == "dropout":
             x = self._dropout(block, x)
         elif block.op == "lookup":
@@ -199,6 +227,16 @@ class PreparedModel(nn.Module):
         module = self.get_submodule(block.module or "")
         assert isinstance(module, PQKLayer)
         return module
+
+    def _linear_function(self, block: Block) -> Callable[[Tensor], Tensor]:
+        """The student's layer of a block without its bias, as a function of constant weights."""
+        layer = self.layer_of(block)
+        weight = layer.student_weight().detach()
+        if isinstance(layer, nn.Linear):
+            return lambda x: F.linear(x, weight)
+        convolution = layer._conv_forward
+        assert callable(convolution)
+        return lambda x: convolution(_padded(block, x), weight, None)
 
     def lookup_function(self, block: Block) -> Callable[[Tensor], Tensor]:
         """The element-wise function of a lookup block."""
@@ -231,6 +269,11 @@ def _after_load(module: nn.Module, _: object) -> None:
     module._integer.remember_tensors()
 
 
+def _padded(block: Block, x: Tensor) -> Tensor:
+    """With the zeros that a padding module puts before a convolution."""
+    return F.pad(x, _pad_amounts(block.pre_padding)[: 2 * (x.dim() - 2)]) if block.pre_padding else x
+
+
 def _pad_amounts(padding: Sequence[int]) -> list[int]:
     top, left, bottom, right = padding
     return [left, right, top, bottom]
@@ -251,7 +294,7 @@ def _avg_pool(block: Block, x: Tensor) -> Tensor:
 def _slice(block: Block, x: Tensor) -> Tensor:
     a = block.attributes
     index = [slice(*triple) for triple in zip(a["start"], a["stop"], a["step"], strict=True)]
-    return x[(slice(None), *index)]
+    return strided(x, (slice(None), *index))
 
 
 def _pad(block: Block, x: Tensor) -> Tensor:
