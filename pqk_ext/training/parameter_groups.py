@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -102,6 +103,7 @@ def _finder(model: nn.Module, overrides: Overrides | None) -> Callable[[str, nn.
         except re.error as error:
             raise ValueError(f"overrides: {text!r} is no regular expression: {error}") from None
         if not any(pattern.fullmatch(name) for name in names):
-            raise ValueError(f"overrides: {text!r} matches no whole name of a parameter, such as {names[0]!r}")
+            near = difflib.get_close_matches(text, names, n=3, cutoff=0.3) or names[:3]
+            raise ValueError(f"overrides: {text!r} matches no whole name of a parameter, such as {', '.join(near)}")
         patterns.append((pattern, options))
     return lambda name, parameter: next((o for pattern, o in patterns if pattern.fullmatch(name)), {})

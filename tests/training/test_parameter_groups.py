@@ -89,7 +89,10 @@ def test_layer_wise_rates_by_a_function(model: PreparedModel) -> None:
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"conv": {"lr": 1.0}}, "'conv' matches no whole name"), ({"(": {}}, r"'\(' is no regular expression")],
+    [
+        ({"conv": {"lr": 1.0}}, r"'conv' matches no whole name of a parameter, such as conv\d\.(weight|bias)"),
+        ({"(": {}}, r"'\(' is no regular expression"),
+    ],
 )
 def test_overrides_that_mean_nothing(model: PreparedModel, overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
