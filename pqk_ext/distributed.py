@@ -34,8 +34,8 @@ class Objective(nn.Module):
     sizes none in the warm-up (so no ``static_graph=True``). Gradient accumulation under ``no_sync()`` works as usual.
     Activation ranges of the warm-up are those of process 0 from the first quantized step on.
 
-    For parameters divided among the processes use :func:`shard`; the older ``FullyShardedDataParallel`` refuses scalars,
-    as step sizes of activations are.
+    For parameters divided among the processes use :func:`shard`; the older ``FullyShardedDataParallel`` refuses
+    scalars, as step sizes of activations are.
 
     Args:
         model: a prepared model.

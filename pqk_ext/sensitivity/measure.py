@@ -98,13 +98,39 @@ class Walk:
         names, new = set(changed), dict[int, Tensor]()
         for index, block in enumerate(self.model.plan):
             if block.module in names or any(i in new for i in block.inputs):
-                role = Role.STUDENT if block.module in names else Role.FLOAT
                 values = [new.get(i, value) for i, value in enumerate(self.values)]
-                new[index] = self._compute(block, values, role)
+                changes = block.module in names
+                new[index] = self._changed(block, values) if changes else self._compute(block, values, Role.FLOAT)
         return new.get(len(self.values) - 1, self.logits)
+
+    def _changed(self, block: Block, values: Sequence[Tensor]) -> Tensor:
+        """With running statistics moved as those of the batch are: training would do so in its first steps."""
+        if block.batch_norm is None:
+            return self._compute(block, values, Role.STUDENT)
+        norm = self.model.get_submodule(block.batch_norm)
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        x = [values[block.inputs[0]]]
+        bare = block.with_(inputs=(0,), batch_norm=None, activation=None)
+        before, after = (_moments(self.model.compute(bare, x, role)) for role in (Role.FLOAT, Role.STUDENT))
+        mean, variance = norm.running_mean.clone(), norm.running_var.clone()
+        norm.running_mean += after[0] - before[0]
+        norm.running_var *= (after[1] + norm.eps) / (before[1] + norm.eps)
+        try:
+            return self._compute(block, values, Role.STUDENT)
+        finally:
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
 
     def _compute(self, block: Block, values: Sequence[Tensor], role: Role) -> Tensor:
         return self.model.compute(block, [values[i] for i in block.inputs], role)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel."""
+    channels = x.transpose(0, 1).flatten(1)
+    return channels.mean(1), channels.var(1, correction=0)
 
 
 def sensitivity(
@@ -121,8 +147,10 @@ def sensitivity(
     """Prunes and quantizes each layer by itself, without training, and measures what the network's outputs lose.
 
     Weights are ranked by magnitude within the layer; step sizes have the least squared error, as at the start of
-    training. Activations stay float. A layer's damage alone says which layers are worth weights and bits; damages
-    of several layers add up only roughly, and training undoes most of them.
+    training. The running statistics of the batch norm behind the layer move as much as the statistics of ``x`` do:
+    without that, pruning would seem far worse than it is once training has begun. Activations stay float. A layer's
+    damage alone says which layers are worth weights and bits; damages of several layers add up only roughly, and
+    training undoes most of them.
 
     Args:
         model: trained float model, or a prepared one, whose float weights count. It is not changed.

@@ -42,17 +42,37 @@ def table(trained: tuple[nn.Module, Tensor, Tensor]) -> Sensitivity:
     return sensitivity(*trained, **GRID)
 
 
+class Shifted(nn.Module):
+    """A changed convolution, after which the batch norm's running statistics move as much as the batch's did."""
+
+    def __init__(self, before: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.before, self.after = copy.deepcopy(before), before
+        self.norm, self.mean, self.variance = norm, norm.running_mean.clone(), norm.running_var.clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, after = self.before(x), self.after(x)
+        axes = (0, 2, 3)
+        self.norm.running_mean.copy_(self.mean + after.mean(axes) - before.mean(axes))
+        variances = [part.var(axes, correction=0) + self.norm.eps for part in (before, after)]
+        self.norm.running_var.copy_(self.variance * variances[1] / variances[0])
+        return self.after(x)
+
+
 def by_hand(net: nn.Module, settings: dict[str, tuple[float, int]]) -> nn.Module:
     """The float network with weights pruned by size and rounded, layer by layer."""
-    changed = copy.deepcopy(net)
+    changed = copy.deepcopy(net).requires_grad_(False)
     for name, (sparsity, bits) in settings.items():
-        weight = changed.get_submodule(name).weight.data
+        layer = changed.get_submodule(name)
+        shifted = Shifted(layer, changed.get_submodule(f"bn{name[-1]}")) if name != "fc" else layer
+        weight = layer.weight.data
         kept = weight.numel() - round(sparsity * weight.numel())
         border = weight.abs().flatten().sort(descending=True).values[kept - 1]
         mask = weight.abs() >= border
         quant_max = 2 ** (bits - 1) - 1
         scale = per_channel_scale(weight, mask, quant_max).view(-1, *[1] * (weight.dim() - 1))
         weight.copy_(torch.where(mask, (weight / scale).round().clamp(-quant_max, quant_max) * scale, 0.0))
+        setattr(changed, name, shifted)
     return changed
 
 
