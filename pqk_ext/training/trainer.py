@@ -284,7 +284,9 @@ class Trainer:
         """Running statistics always; during the warm-up also the step sizes, which then follow observed ranges."""
         config = self.settings.config
         observing = config is not None and self.step <= config.warmup_steps
-        self.group.share_from_main(_tensors(self.model).values() if observing else self.model.buffers())
+        # Masks follow from the weights, which are equal, and are most of what there is.
+        buffers = [buffer for buffer in self.model.buffers() if buffer.dtype != torch.bool]
+        self.group.share_from_main(_tensors(self.model).values() if observing else buffers)
 
     def _log_step(self, loss: float, epoch: int, lr: float) -> None:
         self.progress["loss_sum"] += loss
