@@ -9,7 +9,7 @@ constexpr int64_t kLeastImages = 16;  // as many as a vector has lanes
 constexpr double kSum = 2.1, kGradientSum = 3.4;  // one kept weight and 16 images at one output
 constexpr double kMove = 35, kMovePlanar = 50;    // 16 images' values of one pixel and channel, once in or out
 constexpr double kIndex = 50, kGradientIndex = 90;  // to find a kept weight; also to reduce its gradient
-constexpr double kDenseSum = 1.05, kDenseMove = 20, kDenseWeight = 4;
+constexpr double kDenseSum = 1.05, kDenseMove = 20, kDenseWeight = 2;
 constexpr double kMargin = 1.1;  // in doubt dense
 
 }  // namespace
