@@ -16,8 +16,9 @@ constexpr int64_t kLineVectors = 16;        // narrow images share lines with ot
 // What a block of channels and some lines read: about the first-level cache for sums, which share the lines of
 // a block among all outputs, and twice that for gradients.
 constexpr int64_t kBlockBytes = 40 << 10, kGradientBlockBytes = 64 << 10;
-constexpr size_t kFewTaps = 4;         // fewer find too few weights in a block
-constexpr int64_t kMostPartials = 32;  // sums of weight gradients that are made apart
+constexpr int64_t kIndexGrain = 65536;  // weights of a mask that are worth a thread
+constexpr size_t kFewTaps = 4;          // fewer find too few weights in a block
+constexpr int64_t kMostPartials = 32;   // sums of weight gradients that are made apart
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -161,33 +162,37 @@ struct Kept {
   std::vector<int32_t> rows, columns, place;
 };
 
-// Puts every kept weight into the row of the index that `row_of` names, in their order.
+// Puts every kept weight into the row of the index that `row_of` names, in their order. Groups of `group`
+// output channels share no row, so that threads may take groups.
 template <class RowOf, class CellOf>
 LaneIndex make_index(const Conv2dShape& s, const LanePass& p, const MaskedWeight& weight, const Kept& kept,
-                     const RowOf& row_of, const CellOf& cell_of) {
+                     int64_t group, const Parallel& parallel, const RowOf& row_of, const CellOf& cell_of) {
   LaneIndex index;
   index.rows.resize(static_cast<size_t>(p.channel_blocks() * p.phases() * p.out_channels) + 1);
   index.entries.resize(kept.columns.size());
   index.places.resize(kept.columns.size());
-  for (int64_t row = 0; row < s.out_channels; ++row) {
-    for (int32_t i = kept.rows[row]; i < kept.rows[row + 1]; ++i)
-      ++index.rows[row_of(row, kept.columns[i]) + 1];
-  }
+  const auto each = [&](const auto& body) {
+    parallel(ceil_div(s.out_channels, group), ceil_div(kIndexGrain, group * fan_in(s)),
+             [&](int64_t begin, int64_t end) {
+               for (int64_t row = begin * group; row < std::min(end * group, s.out_channels); ++row) {
+                 for (int32_t i = kept.rows[row]; i < kept.rows[row + 1]; ++i) body(row, kept.columns[i]);
+               }
+             });
+  };
+  each([&](int64_t row, int32_t column) { ++index.rows[row_of(row, column) + 1]; });
   for (size_t row = 1; row < index.rows.size(); ++row) index.rows[row] += index.rows[row - 1];
   std::vector<int32_t> next(index.rows.begin(), index.rows.end() - 1);
-  for (int64_t row = 0; row < s.out_channels; ++row) {
-    const float* weights = weight.weight + row * fan_in(s);
-    for (int32_t i = kept.rows[row]; i < kept.rows[row + 1]; ++i) {
-      const int32_t column = kept.columns[i];
-      const int32_t at = next[row_of(row, column)]++, place = kept.at(column);
-      index.entries[at] = {cell_of(row, column), weights[place]};
-      index.places[at] = static_cast<int32_t>(row * fan_in(s)) + place;
-    }
-  }
+  each([&](int64_t row, int32_t column) {
+    const int32_t at = next[row_of(row, column)]++;
+    const int64_t place = row * fan_in(s) + kept.at(column);
+    index.entries[at] = {cell_of(row, column), weight.weight[place]};
+    index.places[at] = static_cast<int32_t>(place);
+  });
   return index;
 }
 
-LaneIndex forward_index(const Conv2dShape& s, const LanePass& p, const MaskedWeight& weight, const Kept& kept) {
+LaneIndex forward_index(const Conv2dShape& s, const LanePass& p, const MaskedWeight& weight, const Kept& kept,
+                        const Parallel& parallel) {
   std::vector<int32_t> block_rows, cells;
   for (int64_t i = 0; i < fan_in(s); ++i) {
     const Tap tap = tap_at(s, i);
@@ -195,12 +200,12 @@ LaneIndex forward_index(const Conv2dShape& s, const LanePass& p, const MaskedWei
     cells.push_back(static_cast<int32_t>(tap.channel * p.channel_pitch + p.tap(tap.ky, tap.kx)));
   }
   return make_index(
-      s, p, weight, kept, [&](int64_t row, int32_t column) { return block_rows[column] + row; },
+      s, p, weight, kept, 1, parallel, [&](int64_t row, int32_t column) { return block_rows[column] + row; },
       [&](int64_t, int32_t column) { return cells[column]; });
 }
 
-LaneIndex backward_index(const Conv2dShape& s, const LanePass& p, const MaskedWeight& weight,
-                         const Kept& kept) {
+LaneIndex backward_index(const Conv2dShape& s, const LanePass& p, const MaskedWeight& weight, const Kept& kept,
+                         const Parallel& parallel) {
   std::vector<int32_t> rows, cells;
   for (int64_t i = 0; i < fan_in(s); ++i) {
     const Tap tap = tap_at(s, i);
@@ -211,7 +216,7 @@ LaneIndex backward_index(const Conv2dShape& s, const LanePass& p, const MaskedWe
   }
   const int64_t rows_of_block = p.phases() * p.out_channels;
   return make_index(
-      s, p, weight, kept,
+      s, p, weight, kept, p.channel_block, parallel,
       [&](int64_t row, int32_t column) { return row / p.channel_block * rows_of_block + rows[column]; },
       [&](int64_t row, int32_t column) { return static_cast<int32_t>(row * p.channel_pitch) + cells[column]; });
 }
@@ -293,13 +298,15 @@ int64_t LanePass::tap(int64_t ky, int64_t kx) const {
 void masked_conv2d(const Conv2dShape& shape, const MaskedWeight& weight, const float* bias,
                    const ImageBatch& input, const ImageBatch& output, const Parallel& parallel) {
   const LanePass pass = forward_pass(shape, input.images);
-  run_pass(pass, forward_index(shape, pass, weight, Kept(shape, weight)), bias, input, output, parallel);
+  run_pass(pass, forward_index(shape, pass, weight, Kept(shape, weight), parallel), bias, input, output,
+           parallel);
 }
 
 void masked_conv2d_grad_input(const Conv2dShape& shape, const MaskedWeight& weight, const ImageBatch& grad,
                               const ImageBatch& grad_input, const Parallel& parallel) {
   const LanePass pass = backward_pass(shape, grad.images);
-  run_pass(pass, backward_index(shape, pass, weight, Kept(shape, weight)), nullptr, grad, grad_input, parallel);
+  run_pass(pass, backward_index(shape, pass, weight, Kept(shape, weight), parallel), nullptr, grad, grad_input,
+           parallel);
 }
 
 namespace {
@@ -327,7 +334,7 @@ void masked_conv2d_grad_weight(const Conv2dShape& shape, const MaskedWeight& wei
   LanePass pass = forward_pass(shape, input.images);
   const int64_t chunk = gradient_chunk(pass);
   const LanePass upstream = upstream_pass(pass);
-  const LaneIndex index = forward_index(shape, pass, weight, Kept(shape, weight));
+  const LaneIndex index = forward_index(shape, pass, weight, Kept(shape, weight), parallel);
   const Tiles tiles(pass, input.images);
   const size_t entries = index.entries.size();
   const int64_t parts = std::min(tiles.count, kMostPartials);
