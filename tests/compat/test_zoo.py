@@ -14,7 +14,7 @@ from pqk_ext.nn import Role
 from pqk_ext.preparation import PreparedModel, prepare
 
 CONFIG = PQKConfig(sparsity=0.5, total_steps=2, warmup_fraction=0.0, mask_update_interval=1, kd_warmup_fraction=0.0)
-SMALL = ("resnet8", "ds_cnn")
+SMALL = ("resnet8",)
 
 
 def inputs_of(name: str, size: int) -> Tensor:
