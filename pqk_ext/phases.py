@@ -97,6 +97,17 @@ class PQKController(nn.Module):
         return cubic_sparsity(self._step, start=c.ramp_start_step, end=c.ramp_end_step, final=final)
 
     @property
+    def final_sparsity(self) -> float:
+        """Share of the prunable weights that the schedule ends with, layers with a sparsity of their own included."""
+        layers = _one_a_weight(self.prunable_layers())
+        total = sum(layer.weight.numel() for layer in layers)
+        common = self.config.sparsity
+        zeros = (
+            layer.weight.numel() * (common if layer.own_sparsity is None else layer.own_sparsity) for layer in layers
+        )
+        return sum(zeros) / total if total else 0.0
+
+    @property
     def sparsity(self) -> float:
         """Share of the prunable weights that the masks set to zero now."""
         layers = _one_a_weight(self.prunable_layers())

@@ -84,7 +84,7 @@ def quantize_post_training(
 
 def _warn_if_unfinished(model: PreparedModel) -> None:
     controller = model.pqk
-    wanted, got = controller.config.sparsity, controller.sparsity
+    wanted, got = controller.final_sparsity, controller.sparsity
     if controller.prunable_layers() and got < wanted - 0.005 and controller.global_step > 0:
         warnings.warn(
             f"exporting at step {controller.global_step} of {controller.config.total_steps}: sparsity is {got:.3f}, "

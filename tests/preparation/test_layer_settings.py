@@ -43,6 +43,7 @@ def test_each_layer_gets_its_own_and_the_rest_the_common_ones(tmp_path: Path) ->
     assert by_module["conv1"].quant_max == 63
     assert by_module["conv2"].quant_max == 255
     x = batch(99)[0]
+    assert abs(model.pqk.sparsity - model.pqk.final_sparsity) < 0.005
     pqk_ext.export(model.eval(), tmp_path / "mixed.pqk")
     pqk_ext.assert_parity(model, tmp_path / "mixed.pqk", x)
 
