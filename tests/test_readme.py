@@ -32,7 +32,7 @@ def test_python_of_the_readme(tmp_path: Path) -> None:
     coded, resident, equal = re.fullmatch(r"(\d+) bytes of weights instead of (\d+) (True|False)", second).groups()  # type: ignore[union-attr]
     assert int(coded) < int(resident)
     assert equal == "True"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8.pqk", "net.pqk", "shared.pqk"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["average.pqk", "int8.pqk", "net.pqk", "shared.pqk"]
 
 
 @pytest.mark.parametrize("name", ["README.md", "HACKING.md", "CHANGELOG.md"])
