@@ -60,7 +60,8 @@ def test_every_flipped_bit_is_found(name: str) -> None:
 def test_every_truncation_is_found(name: str) -> None:
     data = FILES[name]
     outcomes = Counter(outcome(data[:size]) for size in range(len(data)))
-    assert set(outcomes) == {"E_TRUNCATED", "E_HEADER_LEN", "E_FILE_LEN"}
+    header = 8 + int.from_bytes(data[:8], "little")  # a graph of dilations alone has nothing behind it
+    assert set(outcomes) == {"E_TRUNCATED", "E_HEADER_LEN"} | ({"E_FILE_LEN"} if len(data) > header else set())
 
 
 @pytest.mark.parametrize("name", FILES)
