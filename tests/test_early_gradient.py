@@ -90,7 +90,7 @@ def test_backward_twice_adds_twice() -> None:
 
 def test_only_the_students_graph_is_kept() -> None:
     def convolutions(config: PQKConfig) -> int:
-        return sum("Convolution" in name for name in graph_nodes(in_phase_2(config).pqk.loss(*batch(9))))
+        return sum("Conv" in name for name in graph_nodes(in_phase_2(config).pqk.loss(*batch(9))))
 
     assert convolutions(CONFIG) == 2
     assert convolutions(dataclasses.replace(CONFIG, kl_direction="two_way")) == 4

@@ -49,8 +49,10 @@ class Run:
     def traced(self, *options: str) -> tuple[int | None, str]:
         """Exit code and trace of the save."""
         gate, go = os.pipe()
+        started, start = os.pipe()
 
         def save() -> None:
+            os.write(start, b"x")  # what the process calls before it gets here is not part of a save
             os.read(gate, 1)
             store = CheckpointStore(self.folder)
             store._best_of_step = {1: 1, 2: 2}
@@ -66,6 +68,7 @@ class Run:
             os._exit(0)
 
         process = self.child(save)
+        os.read(started, 1)
         trace = self.folder.parent / f"{self.folder.name}.trace"
         strace = subprocess.Popen(
             ["strace", "-f", "-p", str(process.pid), "-o", str(trace), *options], stderr=subprocess.PIPE, text=True
@@ -79,8 +82,8 @@ class Run:
             os.write(go, b"x")
             process.join(30)
             strace.wait(30)
-        os.close(gate)
-        os.close(go)
+        for descriptor in (gate, go, started, start):
+            os.close(descriptor)
         return process.exitcode, trace.read_text()
 
     def check(self) -> int:
