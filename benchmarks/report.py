@@ -136,12 +136,19 @@ def conditions(document: Document) -> str:
     machine, build = document["machine"], document.get("build", {})
     parts = [
         f"{machine['cpu']}, {machine['logical_cpus']} logical CPUs, load {machine['load_average']:.1f} at the end",
-        f"{document.get('threads', 1)} thread",
+        _threads(document),
         *([f"kernels {build['isa']}"] if "isa" in build else []),
         *([f"torch {document['torch']}"] if "torch" in document else []),
         *[f"{name} {version}" for name, version in document.get("versions", {}).items()],
     ]
     return ", ".join(parts) + "."
+
+
+def _threads(document: Document) -> str:
+    rows = document.get("rows")
+    rows = rows.values() if isinstance(rows, dict) else []
+    counts = sorted({row["threads"] for row in rows if "threads" in row}) or [document.get("threads", 1)]
+    return " and ".join(map(str, counts)) + (" thread" if counts == [1] else " threads")
 
 
 def section(stem: str, document: Document) -> list[str]:
