@@ -16,6 +16,8 @@ _MAX_BYTES = 1 << 20
 Place = str
 """``path:line:column: ``, to begin a message with."""
 
+CheckValue = Callable[[str, Any, Place], None]
+
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """PyYAML's safe loader, for which ``1e-3`` is a number, as in YAML 1.2, and not a string."""
@@ -27,7 +29,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_mapping(
-    path: Path, check_key: Callable[[object, Place], None], check_value: Callable[[str, Any, Place], None], depth: int
+    path: Path, check_key: Callable[[object, Place], None], check_value: CheckValue, depth: int
 ) -> dict[str, Any]:
     """Reads a file of at most 1 MiB.
 
@@ -46,7 +48,7 @@ def read_mapping(
     if len(data) > _MAX_BYTES:
         raise ValueError(f"{path}: expected at most {_MAX_BYTES} bytes of YAML, got more")
     try:
-        return _document(path, _Loader(data), check_key, check_value, depth)
+        return _Reader(path, data, check_key, check_value).document(depth)
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{_place(path, error.problem_mark)}{error.problem or error.context}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -57,63 +59,55 @@ def _place(path: Path, mark: Any) -> str:
     return f"{path}:{mark.line + 1}:{mark.column + 1}: " if mark is not None else f"{path}: "
 
 
-def _document(
-    path: Path,
-    loader: _Loader,
-    check_key: Callable[[object, Place], None],
-    check_value: Callable[[str, Any, Place], None],
-    depth: int,
-) -> dict[str, Any]:
+class _Reader:
     """Reads events, not nodes: a nested or self-referring document ends at its first wrong event, whatever its size."""
-    loader.get_event()  # stream start
-    if loader.check_event(yaml.StreamEndEvent):
-        raise ValueError(f"{path}:1:1: expected a mapping of settings, got an empty file")
-    loader.get_event()  # document start
-    opening = loader.get_event()
-    if not isinstance(opening, yaml.MappingStartEvent):
-        raise ValueError(f"{_place(path, opening.start_mark)}expected a mapping of settings (key: value)")
-    values = _mapping(path, loader, check_key, check_value, depth)
-    loader.get_event()  # document end
-    rest = loader.get_event()
-    if not isinstance(rest, yaml.StreamEndEvent):
-        raise ValueError(f"{_place(path, rest.start_mark)}expected one document, got a second")
-    return values
 
+    def __init__(
+        self, path: Path, data: bytes, check_key: Callable[[object, Place], None], check_value: CheckValue
+    ) -> None:
+        self.path, self.loader = path, _Loader(data)
+        self.check_key, self.check_value = check_key, check_value
 
-def _mapping(
-    path: Path,
-    loader: _Loader,
-    check_key: Callable[[object, Place], None],
-    check_value: Callable[[str, Any, Place], None],
-    depth: int,
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    while not loader.check_event(yaml.MappingEndEvent):
-        event = loader.get_event()
-        key, place = _scalar(path, loader, event), _place(path, event.start_mark)
-        check_key(key, place)
-        if key in values:
-            raise ValueError(f"{place}key {key!r} is given twice")
-        value = loader.get_event()
-        if depth > 1 and isinstance(value, yaml.MappingStartEvent) and not value.anchor:
-            values[key] = _mapping(path, loader, _accept, _accept, depth - 1)
-        else:
-            values[key] = _scalar(path, loader, value)
-        check_value(key, values[key], place)
-    loader.get_event()  # mapping end
-    return values
+    def document(self, depth: int) -> dict[str, Any]:
+        loader = self.loader
+        loader.get_event()  # stream start
+        if loader.check_event(yaml.StreamEndEvent):
+            raise ValueError(f"{self.path}:1:1: expected a mapping of settings, got an empty file")
+        loader.get_event()  # document start
+        opening = loader.get_event()
+        if not isinstance(opening, yaml.MappingStartEvent):
+            raise ValueError(f"{_place(self.path, opening.start_mark)}expected a mapping of settings (key: value)")
+        values = self._mapping(depth, outermost=True)
+        loader.get_event()  # document end
+        rest = loader.get_event()
+        if not isinstance(rest, yaml.StreamEndEvent):
+            raise ValueError(f"{_place(self.path, rest.start_mark)}expected one document, got a second")
+        return values
 
+    def _mapping(self, depth: int, *, outermost: bool = False) -> dict[str, Any]:
+        """What follows a mapping's start. The caller of the reader looks at nested ones as a whole."""
+        values: dict[str, Any] = {}
+        while not self.loader.check_event(yaml.MappingEndEvent):
+            event = self.loader.get_event()
+            key, place = self._scalar(event), _place(self.path, event.start_mark)
+            if outermost:
+                self.check_key(key, place)
+            if key in values:
+                raise ValueError(f"{place}key {key!r} is given twice")
+            value = self.loader.get_event()
+            nested = depth > 1 and isinstance(value, yaml.MappingStartEvent) and not value.anchor
+            values[key] = self._mapping(depth - 1) if nested else self._scalar(value)
+            if outermost:
+                self.check_value(key, values[key], place)
+        self.loader.get_event()  # mapping end
+        return values
 
-def _accept(*_: object) -> None:
-    """Checks nothing: the caller looks at a nested mapping as a whole."""
-
-
-def _scalar(path: Path, loader: _Loader, event: Any) -> Any:
-    place = _place(path, event.start_mark)
-    if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
-        raise ValueError(f"{place}expected a plain value, got a list, a mapping, an alias or a tag")
-    tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
-    try:
-        return loader.construct_object(yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark))
-    except ValueError as error:  # such as the date 2001-99-99
-        raise ValueError(f"{place}{error}") from error
+    def _scalar(self, event: Any) -> Any:
+        place = _place(self.path, event.start_mark)
+        if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
+            raise ValueError(f"{place}expected a plain value, got a list, a mapping, an alias or a tag")
+        tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
+        try:
+            return self.loader.construct_object(yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark))
+        except ValueError as error:  # such as the date 2001-99-99
+            raise ValueError(f"{place}{error}") from error
