@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Small tensors: more threads only wait for each other. Tests that need two ask for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +20,9 @@ import pytest
 from pqk_ext import _core
 
 REPOSITORY = Path(__file__).parent.parent
+
+# A shell starts what runs in its background with Ctrl-C ignored, which the programs that tests interrupt would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=_core.supported_isas())
