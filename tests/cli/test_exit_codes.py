@@ -175,10 +175,13 @@ def test_signals(network: Path, tmp_path: Path, number: int, code: int) -> None:
         f"def started(*a):\n    open({str(link)!r}, 'w').close()\n    return inner(*a)\n"
         "bench.interleaved = started\nsys.exit(main())"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
-    link.read_text()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    with subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True) as process:
+        link.read_text()
+        process.send_signal(number)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == code
     assert "Traceback" not in err
     assert not report.exists()
