@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from pqk_ext.distill._registry import LOSSES, distillation_loss
+from pqk_ext.distill._registry import FEATURE_LOSSES, LOSSES, distillation_loss, feature_loss
 
-__all__ = ["LOSSES", "distillation_loss"]
+__all__ = ["FEATURE_LOSSES", "LOSSES", "distillation_loss", "feature_loss"]
 
 for _module_info in pkgutil.iter_modules(__path__):
     if _module_info.name.startswith("_"):
