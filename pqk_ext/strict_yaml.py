@@ -53,7 +53,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_mapping(
-    path: Path, check_key: Callable[[object, Place], None], check_value: CheckValue, depth: int
+    path: Path, check_key: Callable[[object, Place], None], check_value: CheckValue, depth: int, lists: int = 0
 ) -> dict[str, Any]:
     """Reads a file of at most 1 MiB.
 
@@ -62,6 +62,7 @@ def read_mapping(
         check_key: called with each key of the outermost mapping as it is met, to refuse it.
         check_value: called with each of its keys and values.
         depth: of mappings in mappings; 1 is flat.
+        lists: of lists in lists; 0: none.
 
     Raises:
         OSError: the file cannot be read.
@@ -72,7 +73,7 @@ def read_mapping(
         if not trail:
             check_key(key, place)
 
-    return _read(path, check_outermost, check_value, depth=depth, lists=0).values
+    return _read(path, check_outermost, check_value, depth=depth, lists=lists).values
 
 
 def read_document(path: Path, *, depth: int, lists: int) -> Document:
