@@ -5,11 +5,14 @@ Parameter names are those of Y. Idelbayev's `pytorch_resnet_cifar10`, so its tra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pqk_ext.models.registry import register_model
+from pqk_ext.models.stages import checked_stages
 
 
 class HalvedIdentity(nn.Module):
@@ -23,8 +26,14 @@ class HalvedIdentity(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.added, self.added))
 
 
+def _projection(in_channels: int, channels: int, stride: int) -> nn.Sequential:
+    """Shortcut "option B"."""
+    convolution = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels))
+
+
 class BasicBlock(nn.Module):
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, project: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -32,7 +41,11 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu2 = nn.ReLU()
-        self.shortcut = HalvedIdentity(in_channels, channels) if stride > 1 else nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
+        if project and (stride > 1 or in_channels != channels):
+            self.shortcut = _projection(in_channels, channels, stride)
+        elif stride > 1:
+            self.shortcut = HalvedIdentity(in_channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.relu1(self.bn1(self.conv1(x)))
@@ -42,17 +55,36 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """`6 * blocks + 2` layers: three stages of 16, 32 and 64 channels, times `width`, at 32x32, 16x16 and 8x8."""
+    """`6 * blocks + 2` layers: three stages of 16, 32 and 64 channels, times `width`, at 32x32, 16x16 and 8x8.
 
-    def __init__(self, blocks: int, num_classes: int, width: int = 1) -> None:
+    Args:
+        blocks: Residual blocks of a stage.
+        num_classes: Width of the last layer.
+        width: Multiplies the channels of every stage and of the first convolution.
+        stage_channels: Channels of the three stages, whatever `width` says; the first convolution keeps its own. The
+            shortcuts are then 1x1 convolutions with batch norm ("option B") wherever stride or channels change, since
+            zeros cannot make up for channels that become fewer.
+
+    Raises:
+        ValueError: `width` below 1, or `stage_channels` that are not three positive integers.
+    """
+
+    stage_names = ("layer1", "layer2", "layer3")
+
+    def __init__(
+        self, blocks: int, num_classes: int, width: int = 1, stage_channels: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"width: expected at least 1, got {width}")
-        first, second, third = (channels * width for channels in (16, 32, 64))
-        self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(first)
+        stem = 16 * width
+        self.stage_channels = checked_stages(stage_channels, (stem, 2 * stem, 4 * stem))
+        first, second, third = self.stage_channels
+        self._projects = stage_channels is not None
+        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU()
-        self.layer1 = self._stage(blocks, first, first, stride=1)
+        self.layer1 = self._stage(blocks, stem, first, stride=1)
         self.layer2 = self._stage(blocks, first, second, stride=2)
         self.layer3 = self._stage(blocks, second, third, stride=2)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -61,9 +93,8 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
 
-    @staticmethod
-    def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
-        first = BasicBlock(in_channels, channels, stride)
+    def _stage(self, blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
+        first = BasicBlock(in_channels, channels, stride, self._projects)
         return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,30 +104,46 @@ class ResNet(nn.Module):
         return out
 
 
+# `stage_channels` of the functions below: see `ResNet`.
+
+
 @register_model(input_shape=(3, 32, 32))
-def resnet8(num_classes: int = 10) -> ResNet:
+def resnet8(num_classes: int = 10, stage_channels: Sequence[int] | None = None) -> ResNet:
     """ResNet-8, one block a stage: 75,290 parameters, 12.2 M MACs (counted; He et al. start at ResNet-20)."""
-    return ResNet(1, num_classes)
+    return ResNet(1, num_classes, stage_channels=stage_channels)
 
 
 @register_model(input_shape=(3, 32, 32))
-def resnet20(num_classes: int = 10) -> ResNet:
+def resnet20(num_classes: int = 10, stage_channels: Sequence[int] | None = None) -> ResNet:
     """ResNet-20: 0.27 M parameters (He et al., table 6), 40.55 M MACs (40.81 M with convolutions as shortcuts)."""
-    return ResNet(3, num_classes)
+    return ResNet(3, num_classes, stage_channels=stage_channels)
 
 
 @register_model(input_shape=(3, 32, 32))
-def resnet32(num_classes: int = 10, width: int = 1) -> ResNet:
+def resnet32(num_classes: int = 10, width: int = 1, stage_channels: Sequence[int] | None = None) -> ResNet:
     """ResNet-32: 0.46 M parameters (He et al., table 6).
 
     Args:
         num_classes: Width of the last layer.
         width: Multiplies the channels of every stage. 4 gives 64-128-256: 7.4 M parameters and 1.1 G MACs.
+        stage_channels: See `ResNet`.
     """
-    return ResNet(5, num_classes, width)
+    return ResNet(5, num_classes, width, stage_channels)
 
 
 @register_model(input_shape=(3, 32, 32))
-def resnet56(num_classes: int = 10) -> ResNet:
+def resnet44(num_classes: int = 10, stage_channels: Sequence[int] | None = None) -> ResNet:
+    """ResNet-44: 0.66 M parameters (He et al., table 6)."""
+    return ResNet(7, num_classes, stage_channels=stage_channels)
+
+
+@register_model(input_shape=(3, 32, 32))
+def resnet56(num_classes: int = 10, stage_channels: Sequence[int] | None = None) -> ResNet:
     """ResNet-56: 0.85 M parameters (He et al., table 6)."""
-    return ResNet(9, num_classes)
+    return ResNet(9, num_classes, stage_channels=stage_channels)
+
+
+@register_model(input_shape=(3, 32, 32))
+def resnet110(num_classes: int = 10, stage_channels: Sequence[int] | None = None) -> ResNet:
+    """ResNet-110: 1.7 M parameters (He et al., table 6)."""
+    return ResNet(18, num_classes, stage_channels=stage_channels)

@@ -10,7 +10,8 @@ from torch import fx, nn
 
 from pqk_ext import models
 
-# Trainable values. Sources: pytorch_resnet_cifar10 prints 269,722, 464,154 and 853,018 (He et al.: 0.27, 0.46, 0.85 M);
+# Trainable values. Sources: pytorch_resnet_cifar10 prints 269,722, 464,154, 658,586, 853,018 and 1,727,962 (He et
+# al.: 0.27, 0.46, 0.66, 0.85, 1.7 M);
 # MLPerf Tiny's files hold 78,666 and 24,908 values, of which 480 and 1,152 are running statistics; Tang and Lin: 110 K,
 # 19.9 K, 238 K, 42.6 K; DenseNet-BC 0.8 M (the authors' code: 769,162); VGG-11 with batch norm and one linear layer and
 # MobileNetV1 are 9,231,114 and 3,217,226 in the customary CIFAR form; MobileNetV2 is torchvision's 3,504,872 less 990
@@ -20,7 +21,9 @@ PARAMETERS = {
     "resnet8": 75_290,
     "resnet20": 269_722,
     "resnet32": 464_154,
+    "resnet44": 658_586,
     "resnet56": 853_018,
+    "resnet110": 1_727_962,
     "resnet8_mlperf": 78_666 - 480,
     "ds_cnn": 24_908 - 1_152,
     "ds_cnn_s": 24_908 - 1_152,
