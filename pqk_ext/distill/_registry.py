@@ -39,9 +39,8 @@ def feature_loss(function: FeatureLoss) -> FeatureLoss:
     """Registers a feature loss under its function's name.
 
     A feature loss takes the student's and the teacher's features, stage by stage from the input on, each of shape
-    (batch, channels, ...) with one or more spatial dimensions, and gives a scalar: at least 0, 0 where both are equal,
-    and without gradient for the teacher, which it detaches. It is a mean over the batch, so that its size depends on
-    no batch size.
+    (batch, channels, ...) with one or more spatial dimensions, and gives a scalar: at least 0, and without gradient for
+    the teacher, which it detaches. It is a mean over the batch, so that its size depends on no batch size.
 
     Raises:
         ValueError: the name is taken.
