@@ -125,6 +125,8 @@ class PQKConfig:
         total_steps: training steps of both phases together.
         phase1_fraction: share of ``total_steps`` spent in phase 1 (prune and quantize).
         warmup_fraction: share of phase 1, at its start, in which nothing is pruned.
+        float_fraction: share of phase 1, at its start, in which nothing is quantized, though pruned; the warm-up is
+            float in any case. 1 prunes the float network through all of phase 1, and quantization begins with phase 2.
         ramp_end: share of phase 1 after which the sparsity no longer grows.
         mask_update_interval: steps between two rankings of the weights.
         ranking: one threshold over all layers (``"global"``), or one each (``"per_layer"``).
@@ -164,6 +166,7 @@ class PQKConfig:
     total_steps: int = _integer(2000, 1)
     phase1_fraction: float = _number(0.5, 0, 1, open_low=True)
     warmup_fraction: float = _number(0.05, 0, 1, open_high=True)
+    float_fraction: float = _number(0.0, 0, 1)
     ramp_end: float = _number(0.75, 0, 1, open_low=True)
     mask_update_interval: int = _integer(16, 1)
 
@@ -232,6 +235,11 @@ class PQKConfig:
     def warmup_steps(self) -> int:
         """Steps at the start of phase 1 in which all masks are one."""
         return math.floor(self.phase1_steps * self.warmup_fraction)
+
+    @property
+    def float_steps(self) -> int:
+        """Steps at the start of phase 1 without quantization; the warm-up at least."""
+        return max(self.warmup_steps, math.floor(self.phase1_steps * self.float_fraction))
 
     @property
     def ramp_start_step(self) -> int:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PQKController"]
 
-_OBSERVE_INTERVAL = 8  # warm-up steps between two looks at the activation ranges
+_OBSERVE_INTERVAL = 8  # steps without quantization between two looks at the activation ranges
 
 
 class PQKController(nn.Module):
@@ -81,8 +81,15 @@ class PQKController(nn.Module):
 
     @property
     def quantizing(self) -> bool:
-        """Whether training uses fake quantization; False during the dense float warm-up."""
+        """Whether training uses fake quantization; False in the first ``config.float_steps`` steps."""
         return self._quantizing
+
+    @property
+    def student_role(self) -> Role:
+        """What training computes for the student at this step."""
+        if self._quantizing:
+            return Role.STUDENT
+        return Role.PRUNED if self._pruning else Role.FLOAT
 
     @property
     def target_sparsity(self) -> float:
@@ -180,7 +187,7 @@ class PQKController(nn.Module):
         if not self._model.training:
             raise RuntimeError("model.pqk.loss needs training mode: call model.train() first")
         if not self.quantizing:
-            loss = criterion(self._model.run(x, Role.FLOAT, observe=self._observing), y)
+            loss = criterion(self._model.run(x, self.student_role, observe=self._observing), y)
             self._metrics = {"loss": loss.detach(), "student_ce": loss.detach()}
             return loss
         loss = self._quantized_loss(x, y, criterion)
@@ -238,21 +245,20 @@ class PQKController(nn.Module):
             self._move_on()
 
     def _move_on(self) -> None:
-        if not self.quantizing:
-            self._advance()
-            if self.quantizing:
-                for layer in self.layers():
-                    layer.initialize_scale()
-            return
-        # An optimizer step can make a scale vanish or change its sign.
-        torch._foreach_clamp_min_(list[Tensor](self.step_sizes()), SMALLEST_SCALE)
-        if self._freezes:
+        pruning, quantizing = self._pruning, self.quantizing
+        if quantizing:
+            # An optimizer step can make a scale vanish or change its sign.
+            torch._foreach_clamp_min_(list[Tensor](self.step_sizes()), SMALLEST_SCALE)
+        if pruning and self._freezes:
             self._hold_unimportant()
         self._advance()
-        if self.phase == 1 and self._step % self.config.mask_update_interval == 0:
+        if pruning and self.phase == 1 and self._step % self.config.mask_update_interval == 0:
             self.update_masks()
         if self._step == self.config.phase1_steps:
             self._begin_phase_2()
+        if self.quantizing and not quantizing:
+            for layer in self.layers():
+                layer.initialize_scale()
 
     def synchronize(self) -> None:
         """Takes over a step count that was written to the buffer, as by a copy that averages another model."""
@@ -260,7 +266,7 @@ class PQKController(nn.Module):
             return
         self._go_to(int(self.step_count))
         if not self._model.training and not self.quantizing:
-            # While warming up nothing keeps the step sizes in line with the weights that they are to quantize.
+            # Before quantization nothing keeps the step sizes in line with the weights that they are to quantize.
             for layer in self.layers():
                 layer.initialize_scale()
 
@@ -277,8 +283,9 @@ class PQKController(nn.Module):
         """Sets the step and what the loss wants to know of it, so that a compiled loss need not watch the step."""
         c = self.config
         self._step = step
-        self._quantizing = step >= c.warmup_steps
-        self._observing = step == c.warmup_steps - 1 or step % _OBSERVE_INTERVAL == 0
+        self._pruning = step >= c.warmup_steps
+        self._quantizing = step >= c.float_steps
+        self._observing = step == c.float_steps - 1 or step % _OBSERVE_INTERVAL == 0
         self._phase = 1 if step < c.phase1_steps else 2
         self._distilling = step >= c.phase1_steps + c.kd_warmup_steps
 

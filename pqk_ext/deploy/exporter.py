@@ -51,7 +51,7 @@ def calibrate(model: PreparedModel, calibration: Batches) -> None:
     count = 0
     with torch.no_grad():
         for batch in _inputs(calibration):
-            model.run(batch, Role.FLOAT, observe=True)
+            model.run(batch, Role.PRUNED, observe=True)
             count += 1
     if count == 0:
         raise ValueError("calibration must give at least one batch, got none")

@@ -16,6 +16,7 @@ from pqk_ext.ops._transforms import transforms_active
 from pqk_ext.ops.fake_quantize import fake_quantize
 from pqk_ext.ops.masked_conv2d import masked_conv2d, skips_zeros
 from pqk_ext.ops.masked_linear import masked_linear
+from pqk_ext.ops.masked_weight import masked_weight
 from pqk_ext.ops.soft_histogram import soft_histogram
 from pqk_ext.quant import per_channel_scale
 
@@ -145,15 +146,17 @@ class PQKLayer(nn.Module):
         """Weight and bias that ``role`` computes with."""
         if role is Role.STUDENT:
             return self.student_weight(), self.bias
-        if role is Role.FLOAT:
+        if role is Role.FLOAT or (role is Role.PRUNED and not self.prunable):
             return own_layout(self.weight), self.bias
+        if role is Role.PRUNED:
+            return masked_weight(own_layout(self.weight), self.weight_mask), self.bias
         bias = self.bias.detach() if self.bias is not None and self.routing == "disjoint" else self.bias
         return own_layout(self.teacher_weight()), bias
 
     def _may_skip_zeros(self, input: Tensor, role: Role) -> bool:
         """Whether the masked ops, which leave pruned weights out where that is faster, can take this call."""
         return (
-            role is Role.STUDENT
+            role in (Role.STUDENT, Role.PRUNED)
             and self.prunable
             and input.dtype == self.weight.dtype == torch.float32
             and input.device.type == "cpu"

@@ -12,9 +12,11 @@ class Role(Enum):
 
     STUDENT: masked, fake-quantized weights; fake-quantized activations; the network that is deployed.
     TEACHER: important and unimportant weights together, in float; its own batch norms and head.
-    FLOAT: all weights in float with the student's batch norms and head: warm-up and calibration.
+    FLOAT: all weights in float with the student's batch norms and head: the warm-up.
+    PRUNED: the important weights in float, the others 0, otherwise as FLOAT: pruning before quantization, calibration.
     """
 
     STUDENT = "student"
     TEACHER = "teacher"
     FLOAT = "float"
+    PRUNED = "pruned"

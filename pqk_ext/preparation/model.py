@@ -34,7 +34,7 @@ class PreparedModel(nn.Module):
     """A network that trains pruned and quantized; made by :func:`pqk_ext.prepare`.
 
     Its modules and parameters keep the names of the original model. In training mode ``model(x)`` computes the
-    student with fake quantization (or, while warming up, the float network); in evaluation mode it computes
+    student with fake quantization (or, before it begins, the float network); in evaluation mode it computes
     exactly the integers that the exported file will compute, and gives no gradients.
 
     Attributes:
@@ -137,13 +137,13 @@ class PreparedModel(nn.Module):
 
         Args:
             input: batch in the shape of the example inputs.
-            role: what to compute, differentiably. By default the student (while warming up, the float network) in
+            role: what to compute, differentiably. By default the student (before quantization the float network) in
                 training mode, and the integer network, without gradients, in evaluation mode.
         """
         if role is not None:
             return self.run(input, role)
         if self.training:
-            return self.run(input, Role.STUDENT if self.pqk.quantizing else Role.FLOAT)
+            return self.run(input, self.pqk.student_role)
         return self._integer(input)
 
     def run(self, input: Tensor, role: Role, observe: bool = False) -> Tensor:

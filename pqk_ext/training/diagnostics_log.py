@@ -39,7 +39,7 @@ class DiagnosticsLog:
         self._start: dict[str, Tensor] | None = state["start"] if state else None
         self._batch: Batch | None = None
         # A run that is met in its middle has begun with step sizes that nobody knows now.
-        self._late = state is None and model.pqk.global_step > model.pqk.config.warmup_steps
+        self._late = state is None and model.pqk.global_step > model.pqk.config.float_steps
         self.after_step()
 
     def after_step(self) -> None:

@@ -281,9 +281,9 @@ class Trainer:
         return value
 
     def _share_what_has_no_gradient(self) -> None:
-        """Running statistics always; during the warm-up also the step sizes, which then follow observed ranges."""
+        """Running statistics always; before quantization also the step sizes, which then follow observed ranges."""
         config = self.settings.config
-        observing = config is not None and self.step <= config.warmup_steps
+        observing = config is not None and self.step <= config.float_steps
         # Masks follow from the weights, which are equal, and are most of what there is.
         buffers = [buffer for buffer in self.model.buffers() if buffer.dtype != torch.bool]
         self.group.share_from_main(_tensors(self.model).values() if observing else buffers)
