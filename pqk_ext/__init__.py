@@ -52,6 +52,7 @@ _SUBMODULES = (
     "quant",
     "runtime",
     "sensitivity",
+    "thin",
 )
 
 __all__ = ["__version__", *_EXPORTS, *_SUBMODULES]
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         quant,
         runtime,
         sensitivity,
+        thin,
     )
     from pqk_ext._build_info import build_info
     from pqk_ext.codebook import share_weights
