@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from pqk_ext import models, runtime
 from pqk_ext.config import PQKConfig
 from pqk_ext.data import keyword_spotting
+from pqk_ext.data.augment import shift_and_noise
 from pqk_ext.data.embedded import Split
 from pqk_ext.deploy import compare, export, quantize_post_training
 from pqk_ext.preparation import PreparedModel, prepare
@@ -114,15 +115,7 @@ def batches(x: Tensor, y: Tensor, recipe: Recipe, seed: int) -> Iterator[tuple[T
         if len(order) < size:
             order = torch.randperm(len(x), generator=generator)
         chosen, order = order[:size], order[size:]
-        yield _augment(x[chosen], recipe.shift, spread, generator), y[chosen]
-
-
-def _augment(x: Tensor, shift: int, spread: Tensor, generator: torch.Generator) -> Tensor:
-    frames = x.shape[2]
-    moved = torch.randint(-shift, shift + 1, (len(x), 1), generator=generator)
-    source = (torch.arange(frames) + moved).clamp(0, frames - 1)
-    shifted = x.gather(2, source[:, None, :, None].expand_as(x))
-    return shifted + spread * torch.randn(x.shape, generator=generator)
+        yield shift_and_noise(x[chosen], generator, shift=recipe.shift, spread=spread), y[chosen]
 
 
 def train(

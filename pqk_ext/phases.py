@@ -8,7 +8,7 @@ Interspeech 2021.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,14 @@ from pqk_ext.config import PQKConfig
 from pqk_ext.distill.kl import kl
 from pqk_ext.early_gradient import can_take_early, take_early
 from pqk_ext.entropy import coded_size
-from pqk_ext.nn import ActivationQuantizer, PQKLayer, Role
+from pqk_ext.nn import ActivationQuantizer, NetworkOutput, PQKLayer, Role
 from pqk_ext.nn.batch_norm import RoleBatchNorm
 from pqk_ext.prune import compute_masks, cubic_sparsity
 from pqk_ext.quant import SMALLEST_SCALE
 
 if TYPE_CHECKING:
     from pqk_ext.preparation.model import PreparedModel
+    from pqk_ext.preparation.taps import Tap
     from pqk_ext.training.parameter_groups import Overrides
 
 __all__ = ["PQKController"]
@@ -131,7 +132,7 @@ class PQKController(nn.Module):
         return [layer for layer in self.layers() if layer.prunable]
 
     def metrics(self) -> dict[str, float]:
-        """Parts of the last loss (``loss``, ``student_ce``, ``kd``, ``teacher_ce``), sparsity and phase.
+        """Parts of the last loss (``loss``, ``student_ce``, ``kd``, ``teacher_ce``, ``extra``), sparsity and phase.
 
         With a size penalty also ``coded_kb``: the estimate that it is taken of.
         """
@@ -168,13 +169,24 @@ class PQKController(nn.Module):
 
     # --- one training step -----------------------------------------------------------------------------------
 
-    def loss(self, x: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy) -> Tensor:
+    def loss(
+        self,
+        x: Tensor,
+        y: Tensor,
+        criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        *,
+        taps: Sequence[Tap] = (),
+        extra: Callable[[NetworkOutput], Tensor] | None = None,
+    ) -> Tensor:
         """The loss of this step, to be given ``backward()``.
 
         Args:
             x: input batch.
             y: labels, as ``criterion`` takes them.
             criterion: task loss of logits and labels.
+            taps: values inside the student that ``extra`` asks for (:func:`pqk_ext.preparation.find_taps`).
+            extra: another loss of the student, such as what a teacher from outside has to say; in every phase, and of
+                the float network while that warms up.
 
         Returns:
             A scalar. Phase 1: the student's task loss. Phase 2: task losses of student and teacher and the
@@ -186,26 +198,40 @@ class PQKController(nn.Module):
         """
         if not self._model.training:
             raise RuntimeError("model.pqk.loss needs training mode: call model.train() first")
-        if not self.quantizing:
-            loss = criterion(self._model.run(x, self.student_role, observe=self._observing), y)
-            self._metrics = {"loss": loss.detach(), "student_ce": loss.detach()}
-            return loss
-        loss = self._quantized_loss(x, y, criterion)
-        if self.config.size_penalty == 0:
+        role = self.student_role
+
+        def student() -> tuple[Tensor, Tensor | float]:
+            output = self._model.run(x, role, role is not Role.STUDENT and self._observing, taps=taps)
+            return output.logits, 0.0 if extra is None else extra(output)
+
+        loss = self._loss_of_phase(x, y, criterion, student)
+        if self.config.size_penalty == 0 or role is not Role.STUDENT:
             return loss
         kilobytes = coded_size(self._model) / 1000
         loss = loss + self.config.size_penalty * kilobytes
         self._metrics |= {"loss": loss.detach(), "coded_kb": kilobytes.detach()}
         return loss
 
-    def _quantized_loss(self, x: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _loss_of_phase(
+        self,
+        x: Tensor,
+        y: Tensor,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        student: Callable[[], tuple[Tensor, Tensor | float]],
+    ) -> Tensor:
         if self.phase == 1 or not self.config.teacher:
-            student_ce = criterion(self._model.run(x, Role.STUDENT), y)
-            self._metrics = {"loss": student_ce.detach(), "student_ce": student_ce.detach()}
-            return self.config.ce_weight * student_ce if self.phase == 2 else student_ce
-        teacher, teacher_ce = self._teacher(x, y, criterion)
-        student = self._model.run(x, Role.STUDENT)
-        return self._distillation(student, criterion(student, y), teacher, teacher_ce)
+            logits, extra = student()
+            ce = criterion(logits, y)
+            loss = (self.config.ce_weight * ce if self.phase == 2 else ce) + extra
+            self._metrics = {"loss": loss.detach(), "student_ce": ce.detach()}
+        else:
+            teacher, teacher_ce = self._teacher(x, y, criterion)
+            logits, extra = student()
+            loss = self._distillation(logits, criterion(logits, y), teacher, teacher_ce) + extra
+            self._metrics["loss"] = loss.detach()
+        if isinstance(extra, Tensor):
+            self._metrics["extra"] = extra.detach()
+        return loss
 
     def _teacher(self, x: Tensor, y: Tensor, criterion: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """The teacher's logits and task loss; where it can be, its backward pass is done before the student begins.
@@ -235,7 +261,6 @@ class PQKController(nn.Module):
             self._metrics["kd"] = kd.detach()
             if c.kl_direction == "two_way":
                 loss = loss + c.kd_weight * kl(teacher, student, c.temperature)
-        self._metrics["loss"] = loss.detach()
         return loss
 
     @torch.no_grad()

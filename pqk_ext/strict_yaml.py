@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-__all__ = ["Document", "Place", "read_document", "read_mapping"]
+__all__ = ["Document", "Place", "read_document", "read_mapping", "read_value"]
 
 _MAX_BYTES = 1 << 20
 
@@ -108,6 +108,18 @@ def _read(path: Path, check_key: _CheckKey, check_value: CheckValue, *, depth: i
         raise ValueError(f"{_place(path, error.problem_mark)}{error.problem or error.context}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML text: {error}") from error
+
+
+def read_value(text: str) -> Any:
+    """One value as YAML 1.2 writes it: ``1e-3``, ``true``, ``[0.5, 0.75]``.
+
+    Raises:
+        ValueError: no YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected a YAML value, got {text!r}") from error
 
 
 def _place(path: Path, mark: Any) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pqk_ext.cli.failures import ExitCode, Failure, reading
+from pqk_ext.data import named
+from pqk_ext.data.named import SPLITS, DataName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,57 +15,23 @@ if TYPE_CHECKING:
 
 __all__ = ["SPLITS", "DataName", "arrays", "open_dataset", "parse"]
 
-SPLITS = ("train", "validation", "test")
-_CLASSES = {"keyword_spotting": 12, "cifar10": 10, "cifar100": 100, "speech_commands": 12}
-_CIFAR_VALIDATION = 5000  # of the 50,000 training images, the last ones
-
-
-class DataName(NamedTuple):
-    """A data set as ``--data`` names it: ``kind`` or ``kind:folder``."""
-
-    kind: str
-    folder: str
-
-    @property
-    def classes(self) -> int:
-        """Number of labels."""
-        return _CLASSES[self.kind]
-
 
 def parse(text: str) -> DataName:
     """Reads the value of ``--data``."""
-    kind, _, folder = text.partition(":")
-    if kind not in _CLASSES:
-        raise Failure(ExitCode.USAGE, f"--data: expected one of {', '.join(_CLASSES)}, got {kind!r}")
-    if kind == "keyword_spotting" and folder:
-        raise Failure(ExitCode.USAGE, f"--data: keyword_spotting is inside the package and takes no folder: {folder!r}")
-    if kind != "keyword_spotting" and not folder:
-        raise Failure(ExitCode.USAGE, f"--data: expected {kind}:DIR with the folder of the data, got {text!r}")
-    return DataName(kind, folder)
+    try:
+        return named.parse(text)
+    except ValueError as error:
+        raise Failure(ExitCode.USAGE, f"--{error}") from error
 
 
 def open_dataset(name: DataName, split: str) -> Dataset[Any]:
     """One split as a map-style data set of (x, y).
 
-    CIFAR has no validation split of its own: the last 5,000 training images serve as one.
-
     Raises:
         DataError: the data are missing, damaged or of another kind.
     """
-    from torch.utils.data import Subset
-
-    from pqk_ext import data
-
-    if name.kind == "keyword_spotting":
-        return data.keyword_spotting(split)  # type: ignore[arg-type]
-    with reading(name.folder):
-        if name.kind == "speech_commands":
-            return data.speech_commands(name.folder, split)  # type: ignore[arg-type]
-        images = getattr(data, name.kind)(name.folder, train=split != "test")
-    if split == "test":
-        return images  # type: ignore[no-any-return]
-    border = len(images) - _CIFAR_VALIDATION
-    return Subset(images, range(border) if split == "train" else range(border, len(images)))
+    with reading(name.folder or name.kind):
+        return named.open_dataset(name, split)  # type: ignore[no-any-return]
 
 
 def arrays(name: DataName, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -12,7 +12,7 @@ from pqk_ext.cli.failures import reading
 if TYPE_CHECKING:
     from pqk_ext.runtime import Model
 
-__all__ = ["DataSpec", "Force", "JsonPath", "Network", "Threads", "load_network"]
+__all__ = ["DataSpec", "Force", "JsonPath", "Network", "OptionalDataSpec", "Threads", "load_network"]
 
 Network = Annotated[Path, typer.Argument(metavar="FILE", help="A .pqk file.")]
 JsonPath = Annotated[
@@ -21,14 +21,13 @@ JsonPath = Annotated[
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that one call may use.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
-DataSpec = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="DATA",
-        help="keyword_spotting (inside the package), cifar10:DIR, cifar100:DIR or speech_commands:DIR.",
-    ),
-]
+_DATA = typer.Option(
+    "--data",
+    metavar="DATA",
+    help="keyword_spotting (inside the package), cifar10:DIR, cifar100:DIR or speech_commands:DIR.",
+)
+DataSpec = Annotated[str, _DATA]
+OptionalDataSpec = Annotated[str | None, _DATA]
 
 
 def load_network(path: Path, *, threads: int = 1, sha256: str | None = None) -> Model:

@@ -13,8 +13,9 @@ import typer
 
 from pqk_ext.cli import datasets, run_folder
 from pqk_ext.cli.failures import ExitCode, Failure
-from pqk_ext.cli.options import DataSpec, JsonPath
+from pqk_ext.cli.options import JsonPath, OptionalDataSpec
 from pqk_ext.cli.output import check_json, emit
+from pqk_ext.cli.train_recipe import changes_of, run_recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,9 +26,19 @@ if TYPE_CHECKING:
 
 def train(
     context: typer.Context,
-    data: DataSpec,
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="A network of the zoo, such as ds_cnn.")],
     run_dir: Annotated[Path, typer.Option("--run-dir", metavar="DIR", help="Directory of the run; made if absent.")],
+    data: OptionalDataSpec = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="A network of the zoo, such as ds_cnn.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="NAME", help="A published method: its name in the package, or a .yaml file."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe: training.steps=100, pqk.sparsity=0.95."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE.yaml", help="Settings of PQK; without it: a float network.")
     ] = None,
@@ -51,10 +62,20 @@ def train(
 ) -> None:
     """Train a network; stopped at any time, it goes on with --resume and ends with the same bits.
 
+    With --recipe: everything from training to a measured file, by a published method. The same command goes on.
+
     On several processes: torchrun --no-python --nproc-per-node 2 pqk train ...
     """
     from pqk_ext.training import TrainingInterrupted, fit
 
+    if recipe is not None:
+        check_json(json)
+        run_recipe(context, recipe, changes_of(set_ or [], data, model), run_dir, seed, json)
+        return
+    if set_:
+        raise Failure(ExitCode.USAGE, "--set: needs --recipe")
+    if data is None or model is None:
+        raise Failure(ExitCode.USAGE, f"--{'data' if data is None else 'model'}: needed without --recipe")
     if optimizer not in ("sgd", "adamw"):
         raise Failure(ExitCode.USAGE, f"--optimizer: expected sgd or adamw, got {optimizer!r}")
     check_json(json)

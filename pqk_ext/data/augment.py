@@ -48,6 +48,22 @@ def crop_and_flip(images: torch.Tensor, indices: Sequence[int], *, seed: int, ep
     return padded[number, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
+def shift_and_noise(x: torch.Tensor, generator: torch.Generator, *, shift: int, spread: torch.Tensor) -> torch.Tensor:
+    """Moves each clip in time by up to ``shift`` frames, edge frames repeated, and adds Gaussian noise.
+
+    Args:
+        x: features (N, C, frames, coefficients).
+        generator: source of the random numbers.
+        shift: largest movement in frames.
+        spread: standard deviation of the noise, broadcastable to ``x``.
+    """
+    frames = x.shape[2]
+    moved = torch.randint(-shift, shift + 1, (len(x), 1), generator=generator)
+    source = (torch.arange(frames) + moved).clamp(0, frames - 1)
+    shifted = x.gather(2, source[:, None, :, None].expand_as(x))
+    return shifted + spread * torch.randn(x.shape, generator=generator)
+
+
 def _hash(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     """64 random bits for each index: the finalizer of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), once a part."""
     state = np.zeros(indices.shape, np.uint64)

@@ -114,6 +114,27 @@ def load_arm_kws(model: nn.Module, path: str | Path) -> nn.Module:
     return _assign(model, _converted(_arm_ds_cnn_state, arrays, path), path)
 
 
+def load_archive(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load the published weights of `model` from the archive of their origin, in place.
+
+    Args:
+        model: One of those that :func:`load_mlperf_tiny`, :func:`load_akamaster` or :func:`load_arm_kws` take.
+        path: The archive.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: No archive has weights for that network.
+        DataError: The archive is missing, damaged, lacks an array or has one of another shape.
+    """
+    if isinstance(model, ResNet):
+        return load_akamaster(model, path)
+    if isinstance(model, MLPerfResNet8) or (isinstance(model, DSCNN) and _size(model) == (64, 4)):
+        return load_mlperf_tiny(model, path)
+    return load_arm_kws(model, path)
+
+
 #: Labels of Hello Edge's models, in the order of their logits.
 HELLO_EDGE_KEYWORDS = (
     "_silence_", "_unknown_", "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go",

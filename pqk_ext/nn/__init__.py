@@ -11,11 +11,12 @@ from pqk_ext.nn.batch_norm import PQKBatchNorm1d, PQKBatchNorm2d
 from pqk_ext.nn.conv1d import PQKConv1d
 from pqk_ext.nn.conv_transpose import PQKConvTranspose1d, PQKConvTranspose2d
 from pqk_ext.nn.layers import PQKConv2d, PQKLayer, PQKLinear
-from pqk_ext.nn.roles import Role
+from pqk_ext.nn.roles import NetworkOutput, Role
 
 __all__ = [
     "LAYER_TYPES",
     "ActivationQuantizer",
+    "NetworkOutput",
     "PQKBatchNorm1d",
     "PQKBatchNorm2d",
     "PQKConv1d",

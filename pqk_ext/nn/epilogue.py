@@ -13,10 +13,10 @@ from pqk_ext.nn.roles import Role
 from pqk_ext.ops._transforms import transforms_active
 from pqk_ext.ops.norm_activation import norm_activation
 
-__all__ = ["epilogue"]
+__all__ = ["ACTIVATIONS", "epilogue"]
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
-_ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6}
+ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6}
 
 
 def epilogue(
@@ -46,7 +46,7 @@ def epilogue(
     if residual is not None:
         x = x + residual
     if activation is not None:
-        x = _ACTIVATIONS[activation](x)
+        x = ACTIVATIONS[activation](x)
     return x if quantizer is None else quantizer(x)
 
 

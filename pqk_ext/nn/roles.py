@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import NamedTuple
 
-__all__ = ["Role"]
+from torch import Tensor
+
+__all__ = ["NetworkOutput", "Role"]
 
 
 class Role(Enum):
@@ -20,3 +23,15 @@ class Role(Enum):
     TEACHER = "teacher"
     FLOAT = "float"
     PRUNED = "pruned"
+
+
+class NetworkOutput(NamedTuple):
+    """What a network says of a batch.
+
+    Attributes:
+        logits: shape (batch, classes).
+        features: values from inside the network, those that were asked for.
+    """
+
+    logits: Tensor
+    features: tuple[Tensor, ...] = ()

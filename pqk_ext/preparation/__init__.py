@@ -17,9 +17,19 @@ from pqk_ext.preparation.blocks import Block, Plan
 from pqk_ext.preparation.fuse import build_plan
 from pqk_ext.preparation.model import PreparedModel
 from pqk_ext.preparation.states import add_state_checks
+from pqk_ext.preparation.taps import Tap, find_taps, stage_outputs
 from pqk_ext.preparation.tracing import UnsupportedOperator, check_example_inputs, trace
 
-__all__ = ["Block", "Plan", "PreparedModel", "UnsupportedOperator", "prepare"]
+__all__ = [
+    "Block",
+    "Plan",
+    "PreparedModel",
+    "Tap",
+    "UnsupportedOperator",
+    "find_taps",
+    "prepare",
+    "stage_outputs",
+]
 
 
 def _replace_module(root: nn.Module, path: str, module: nn.Module) -> None:

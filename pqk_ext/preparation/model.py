@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pqk_ext.nn import ActivationQuantizer, PQKLayer, Role
+from pqk_ext.nn import ActivationQuantizer, NetworkOutput, PQKLayer, Role
 from pqk_ext.nn.batch_norm import RoleBatchNorm
-from pqk_ext.nn.epilogue import epilogue
+from pqk_ext.nn.epilogue import ACTIVATIONS, epilogue
 from pqk_ext.nn.input_scale import learns_scale_alone, with_scale_gradient
 from pqk_ext.nn.layout import fast_layout, strided
 from pqk_ext.phases import PQKController
 from pqk_ext.preparation.blocks import Block, Plan
 from pqk_ext.preparation.states import check_is_prepared, float_state_dict, load_float_weights
+from pqk_ext.preparation.taps import Tap
 
 __all__ = ["PreparedModel"]
 
@@ -61,7 +62,7 @@ class PreparedModel(nn.Module):
         self.plan = plan
         self.pqk_quantizers = nn.ModuleDict(quantizers)
         self._integer = IntegerEvaluation(self)
-        self._compiled_run: Callable[[Tensor, Role], Tensor] | None = None
+        self._compiled_run: Callable[[Tensor, Role, bool, tuple[Tap, ...]], NetworkOutput] | None = None
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
 
     pqk: PQKController
@@ -146,36 +147,59 @@ class PreparedModel(nn.Module):
             return self.run(input, self.pqk.student_role)
         return self._integer(input)
 
-    def run(self, input: Tensor, role: Role, observe: bool = False) -> Tensor:
+    @overload
+    def run(self, input: Tensor, role: Role, observe: bool = False) -> Tensor: ...
+    @overload
+    def run(self, input: Tensor, role: Role, observe: bool = False, *, taps: Sequence[Tap]) -> NetworkOutput: ...
+
+    def run(
+        self, input: Tensor, role: Role, observe: bool = False, *, taps: Sequence[Tap] | None = None
+    ) -> Tensor | NetworkOutput:
         """One differentiable forward pass in a role.
 
         Args:
             input: batch in the shape of the example inputs.
             role: which weights, batch norms and head to use.
             observe: let every activation quantizer follow the range of its tensor.
+            taps: values to give besides the logits (:func:`pqk_ext.preparation.find_taps`).
+
+        Returns:
+            The logits; with ``taps`` a :class:`NetworkOutput` of logits and features, in the order of the taps. The
+            student's features are fake-quantized, as its next layer sees them.
         """
         if self.training:
             input = fast_layout(input)
-        if self._compiled_run is None or observe or torch.compiler.is_compiling():
-            return self._run(input, role, observe)
-        return self._compiled_run(input, role)
+        compiled = None if observe or torch.compiler.is_compiling() else self._compiled_run
+        output = (compiled or self._run)(input, role, observe, tuple(taps or ()))
+        return output if taps is not None else output.logits
 
-    def _run(self, input: Tensor, role: Role, observe: bool = False) -> Tensor:
+    def _run(self, input: Tensor, role: Role, observe: bool, taps: tuple[Tap, ...]) -> NetworkOutput:
         values: list[Tensor] = []
+        early: dict[int, Tensor] = {tap.block: input for tap in taps if tap.before_activation}
         raw = input if role is Role.STUDENT and not observe and self._learns_scale_alone(input) else None
-        for block in self.plan:
+        for index, block in enumerate(self.plan):
             inputs = [values[i] for i in block.inputs]
             quantizer = self._quantizer(block)
-            at_once = quantizer if role is Role.STUDENT and not observe and inputs else None
-            value = self.compute(block, inputs, role, at_once, raw if 0 in block.inputs else None) if inputs else input
+            at_once = quantizer if role is Role.STUDENT and not observe and inputs and index not in early else None
+            first = raw if 0 in block.inputs else None
+            if index in early and inputs and block.activation in ACTIVATIONS:
+                early[index] = self.compute(block.with_(activation=None), inputs, role, None, first)
+                value = ACTIVATIONS[block.activation](early[index])
+            elif inputs:
+                value = self.compute(block, inputs, role, at_once, first)
+                early |= {index: value} if index in early else {}
+            else:
+                value = input
             if quantizer is not None and at_once is None:
                 if observe:
                     quantizer.observe(value)
                 if role is Role.STUDENT:
-                    with torch.set_grad_enabled(torch.is_grad_enabled() and raw is None):
+                    # The gradient of the input's step size may come from the first layer instead.
+                    with torch.set_grad_enabled(torch.is_grad_enabled() and (raw is None or index > 0)):
                         value = quantizer(value)
             values.append(value)
-        return values[-1]
+        features = tuple(early[tap.block] if tap.before_activation else values[tap.block] for tap in taps)
+        return NetworkOutput(values[-1], features)
 
     def _learns_scale_alone(self, input: Tensor) -> bool:
         quantizer = self._quantizer(self.plan[0])

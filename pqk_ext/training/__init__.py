@@ -16,6 +16,7 @@ from pqk_ext.training.errors import (
 from pqk_ext.training.loop import FitResult, fit
 from pqk_ext.training.memory import keep_freed_memory
 from pqk_ext.training.resume_check import assert_resume
+from pqk_ext.training.trainee import Trainee
 
 __all__ = [
     "CheckpointError",
@@ -27,6 +28,7 @@ __all__ = [
     "ProcessesDifferError",
     "ResumeMismatchError",
     "RunLockedError",
+    "Trainee",
     "TrainingInterrupted",
     "assert_resume",
     "fit",

@@ -20,6 +20,7 @@ from pqk_ext.training.group import Group
 from pqk_ext.training.memory import keep_freed_memory
 from pqk_ext.training.settings import OptimizerFactory, Settings, cosine
 from pqk_ext.training.signals import SignalFlag, leave_signals_to_parent
+from pqk_ext.training.trainee import config_of
 from pqk_ext.training.trainer import Trainer
 
 __all__ = ["FitResult", "fit"]
@@ -32,7 +33,7 @@ class FitResult:
     """What ``fit`` leaves.
 
     Attributes:
-        model: the trained model, in evaluation mode, with the best weights.
+        model: the trained model, in evaluation mode, with the best weights, or the last.
         best_step: optimizer steps after which they were best on the validation data.
         best_accuracy: share of the validation samples that they classify correctly, in [0, 1].
         checkpoint: the last checkpoint: the state after the last step.
@@ -52,9 +53,10 @@ def fit(
     run_dir: str | os.PathLike[str],
     *,
     epochs: int | None = None,
+    steps: int | None = None,
     batch_size: int = 128,
     lr: float = 0.1,
-    phase2_lr_factor: float = 0.5,
+    phase2_lr_factor: float | None = 0.5,
     weight_decay: float = 1e-4,
     momentum: float = 0.9,
     optimizer: OptimizerFactory | None = None,
@@ -63,6 +65,7 @@ def fit(
     seed: int = 0,
     device: str | torch.device | None = None,
     num_workers: int = 0,
+    keep: Literal["best", "last"] = "best",
     resume: Literal["auto", "never"] = "auto",
     allow_inexact: bool = False,
     checkpoint_seconds: float = 300.0,
@@ -92,23 +95,27 @@ def fit(
     is killed or hangs, the others end with an error that names it.
 
     Args:
-        model: a prepared model, or a plain one, which is prepared here if there is a config.
+        model: a prepared model, or a plain one, which is prepared here if there is a config; or a
+            :class:`pqk_ext.training.Trainee`, which brings its own loss.
         train: map-style data set of (x, y), or a pair of tensors; y holds int64 class numbers.
         val: the same, for choosing the best weights. With pruning only states of the final sparsity can be best.
         config: settings of PQK; None trains a plain model with cross-entropy (the float reference).
         run_dir: directory of the run; made if absent.
         epochs: length of the run. With a plain model it replaces ``config.total_steps``; None takes the latter.
+        steps: the same in optimizer steps, in place of ``epochs``.
         batch_size: samples a step, of all processes together.
         lr: learning rate; the step sizes' is ``config.step_size_lr_factor`` times it.
-        phase2_lr_factor: phase 2 starts its schedule at this multiple of ``lr``.
+        phase2_lr_factor: phase 2 starts its schedule at this multiple of ``lr``; None: one schedule over both phases.
         weight_decay: of the weights; step sizes have none.
         momentum: of SGD.
         optimizer: makes another optimizer from parameter groups, such as ``torch.optim.AdamW``.
-        schedule: factor of the learning rate for a progress in [0, 1) through each phase.
+        schedule: factor of the learning rate for a progress in [0, 1) through each phase, or the run.
         augment: changes a batch: (inputs, generator) -> inputs. The generator depends on seed, epoch and batch only.
         seed: of sample order, augmentation and random layers.
         device: where to train; default: where the model is.
         num_workers: loader processes for a data set that is not made of tensors; the result does not depend on it.
+        keep: which weights the model has in the end: the best on the validation data, or the last. The last are what a
+            comparison of methods should use, since the best of many are chosen by luck too.
         resume: ``"auto"`` goes on if the directory holds a run; ``"never"`` refuses such a directory.
         allow_inexact: go on although versions, threads or CPU differ; recorded in later checkpoints.
         checkpoint_seconds: time between checkpoints.
@@ -133,6 +140,8 @@ def fit(
         RunLockedError: another process trains in the directory.
         ValueError: an argument outside its range.
     """
+    if keep not in ("best", "last"):
+        raise ValueError(f"keep: expected 'best' or 'last', got {keep!r}")
     if resume not in ("auto", "never"):
         raise ValueError(f"resume: expected 'auto' or 'never', got {resume!r}")
     if on_full_disk not in ("stop", "continue"):
@@ -142,7 +151,7 @@ def fit(
     keep_freed_memory()
     train_batches = Batches(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers)
     val_batches = Batches(val, batch_size, shuffle=False, seed=seed, num_workers=num_workers)
-    config, total_steps = _length(model, config, epochs, len(train_batches))
+    config, total_steps = _length(model, config, _in_steps(epochs, steps, len(train_batches)))
     settings = Settings(
         config=config,
         total_steps=total_steps,
@@ -174,7 +183,7 @@ def fit(
         with SignalFlag() as stop:
             trainer.begin(fresh=resume == "never", allow_inexact=allow_inexact, tensorboard=tensorboard)
             checkpoint = trainer.run(stop, progress=progress)
-            best = trainer.load_best()
+            best = trainer.load_best(into_model=keep == "best")
     return FitResult(model.eval(), best["step"], best["accuracy"], checkpoint)
 
 
@@ -207,33 +216,39 @@ def _start_worker(lock: RunLock | None) -> None:
     leave_signals_to_parent()
 
 
-def _length(
-    model: nn.Module, config: PQKConfig | None, epochs: int | None, steps_per_epoch: int
-) -> tuple[PQKConfig | None, int]:
+def _in_steps(epochs: int | None, steps: int | None, steps_per_epoch: int) -> int | None:
+    """The length that was asked for, in steps."""
+    for name, value in (("epochs", epochs), ("steps", steps)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+    if epochs is not None and steps is not None:
+        raise ValueError(f"steps: expected None beside epochs = {epochs}, got {steps}")
+    return epochs * steps_per_epoch if epochs is not None else steps
+
+
+def _length(model: nn.Module, config: PQKConfig | None, steps: int | None) -> tuple[PQKConfig | None, int]:
     """The config that will hold, and the run's length in steps."""
-    if epochs is not None and (type(epochs) is not int or epochs < 1):
-        raise ValueError(f"epochs: expected an integer of at least 1, got {epochs!r}")
-    controller = getattr(model, "pqk", None)
-    if controller is not None:
-        if config is not None and config != controller.config:
+    own = config_of(model)
+    if own is not None:
+        if config is not None and config != own:
             raise ValueError("config: expected the config that the model was prepared with, got another")
-        config = controller.config
+        config = own
     if config is None:
-        if epochs is None:
+        if steps is None:
             raise ValueError("epochs: expected an integer, got None: without a config nothing else gives the length")
-        return None, epochs * steps_per_epoch
-    if epochs is None or epochs * steps_per_epoch == config.total_steps:
+        return None, steps
+    if steps is None or steps == config.total_steps:
         return config, config.total_steps
-    if controller is not None:
+    if own is not None:
         raise ValueError(
-            f"epochs: the model was prepared for total_steps = {config.total_steps}, but {epochs} epochs of "
-            f"{steps_per_epoch} steps are {epochs * steps_per_epoch}; leave epochs out, or prepare with that number"
+            f"epochs: the model was prepared for total_steps = {config.total_steps}, but the run has {steps}; "
+            "leave epochs and steps out, or prepare with that number"
         )
-    return dataclasses.replace(config, total_steps=epochs * steps_per_epoch), epochs * steps_per_epoch
+    return dataclasses.replace(config, total_steps=steps), steps
 
 
 def _prepared(model: nn.Module, config: PQKConfig | None, train: Batches) -> nn.Module:
-    if config is None or hasattr(model, "pqk"):
+    if config is None or config_of(model) is not None:
         return model
     from pqk_ext.preparation import prepare  # not needed for a plain model
 

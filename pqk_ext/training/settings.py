@@ -12,6 +12,7 @@ import torch
 from pqk_ext.config import PQKConfig
 from pqk_ext.training.data import Augment
 from pqk_ext.training.errors import ResumeMismatchError
+from pqk_ext.training.trainee import driver_of
 
 __all__ = ["Settings", "compare_with_checkpoint", "cosine"]
 
@@ -34,7 +35,7 @@ class Settings:
     steps_per_epoch: int
     batch_size: int
     lr: float
-    phase2_lr_factor: float
+    phase2_lr_factor: float | None
     weight_decay: float
     momentum: float
     optimizer: OptimizerFactory | None
@@ -50,6 +51,8 @@ class Settings:
                 raise ValueError(f"{name}: expected an integer of at least 1, got {getattr(self, name)!r}")
         for name in ("lr", "phase2_lr_factor", "weight_decay", "momentum"):
             value = getattr(self, name)
+            if name == "phase2_lr_factor" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected a number in [0, inf), got {value!r}")
         for name in ("seed", "diagnose_every"):
@@ -57,8 +60,10 @@ class Settings:
                 raise ValueError(f"{name}: expected an integer of at least 0, got {getattr(self, name)!r}")
 
     def lr_factor(self, step: int) -> float:
-        """Factor of every group's learning rate at ``step``; the schedule starts anew with phase 2."""
-        phase1 = self.config.phase1_steps if self.config else self.total_steps
+        """Factor of every group's learning rate at ``step``; the schedule starts anew with phase 2, if that has one."""
+        if self.config is None or self.phase2_lr_factor is None:
+            return self.schedule(step / self.total_steps)
+        phase1 = self.config.phase1_steps
         if step < phase1:
             return self.schedule(step / phase1)
         return self.phase2_lr_factor * self.schedule((step - phase1) / max(1, self.total_steps - phase1))
@@ -72,10 +77,7 @@ class Settings:
 
     def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """The given factory's optimizer, or SGD with Nesterov momentum; step sizes are a group of their own."""
-        if self.config is not None:
-            groups = model.pqk.parameter_groups(lr=self.lr, weight_decay=self.weight_decay)  # type: ignore[union-attr,operator]
-        else:
-            groups = [{"params": list(model.parameters()), "lr": self.lr, "weight_decay": self.weight_decay}]
+        groups = driver_of(model).parameter_groups(self.lr, self.weight_decay)
         if self.optimizer is not None:
             return self.optimizer(groups)
         return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.momentum > 0)

@@ -34,6 +34,7 @@ from pqk_ext.training.group import Group
 from pqk_ext.training.metrics import MetricsLog, ProgressBar
 from pqk_ext.training.settings import Settings, compare_with_checkpoint
 from pqk_ext.training.signals import SignalFlag, stop_after_step
+from pqk_ext.training.trainee import driver_of, network_of
 
 __all__ = ["Trainer"]
 
@@ -57,7 +58,7 @@ class Trainer:
     ) -> None:
         self.model, self.train, self.val, self.settings = model, train, val, settings
         self.run_dir, self.group = run_dir, group
-        self.controller: Any = getattr(model, "pqk", None)
+        self.driver = driver_of(model)
         self.device = next(model.parameters()).device
         self.store = CheckpointStore(run_dir)
         self.optimizer = settings.make_optimizer(model)
@@ -85,7 +86,7 @@ class Trainer:
         self._check_processes(allow_inexact)
         step, state = self._load_newest()
         if state is None:
-            self.step = self.controller.global_step if self.controller is not None else 0
+            self.step = self.driver.global_step
             self._open_metrics({"metrics_bytes": 0}, tensorboard)
             self.group.share_from_main(_tensors(self.model).values())
             self._seed()
@@ -139,8 +140,8 @@ class Trainer:
         self.diagnostics: DiagnosticsLog | None = None
         if self.group.is_main:
             self.metrics = MetricsLog(self.run_dir, state["metrics_bytes"], self.step, tensorboard=tensorboard)
-        if self.group.is_main and self.controller is not None and self.settings.diagnose_every:
-            self.diagnostics = DiagnosticsLog(self.run_dir, self.model, self.val, state.get("diagnostics"))
+        if self.group.is_main and self.settings.config is not None and self.settings.diagnose_every:
+            self.diagnostics = DiagnosticsLog(self.run_dir, network_of(self.model), self.val, state.get("diagnostics"))
 
     def _seed(self) -> None:
         seed = derived_seed(self.settings.seed, self.group.rank)
@@ -212,9 +213,11 @@ class Trainer:
                 raise
             self._tell("step %d: %s; training goes on, and the last checkpoint is %s", self.step, error, self._good())
 
-    def load_best(self) -> dict[str, Any]:
-        """Puts the best weights into the model; gives step and accuracy."""
+    def load_best(self, *, into_model: bool) -> dict[str, Any]:
+        """Step and accuracy of the best weights, which are put into the model if asked for."""
         assert self.best is not None
+        if not into_model:
+            return self.best
         self.model.load_state_dict(self.store.load_best(self.best["step"])["model"], strict=True)
         return self.best
 
@@ -253,7 +256,7 @@ class Trainer:
                 self.diagnostics.close()
 
     def _train_step(self, epoch: int, batch: int, x: Tensor, y: Tensor) -> float:
-        settings, controller = self.settings, self.controller
+        settings = self.settings
         factor = settings.lr_factor(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
@@ -262,7 +265,7 @@ class Trainer:
             seed = derived_seed(settings.seed, _AUGMENT, epoch, batch, self.group.rank)
             x = settings.augment(x, torch.Generator(self.device).manual_seed(seed))
         self.model.train()
-        loss = controller.loss(x, y) if controller is not None else F.cross_entropy(self.model(x), y)
+        loss = self.driver.loss(x, y)
         values = [row[0] for row in self.group.all_values([float(loss.detach())])]
         value = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
         if not math.isfinite(value):
@@ -270,8 +273,7 @@ class Trainer:
         loss.backward()
         self.group.average_gradients(self.model.parameters())
         self.optimizer.step()
-        if controller is not None:
-            controller.step()
+        self.driver.step()
         if self.diagnostics is not None:
             self.diagnostics.after_step()
         self.optimizer.zero_grad()
@@ -293,7 +295,7 @@ class Trainer:
         self.progress["loss_count"] += 1
         if self.step % self.settings.log_every and self.step != self.settings.total_steps:
             return
-        values = {"epoch": epoch, "lr": lr} | (self.controller.metrics() if self.controller is not None else {})
+        values = {"epoch": epoch, "lr": lr} | self.driver.metrics()
         values["loss"] = self.progress["loss_sum"] / self.progress["loss_count"]
         self.progress["loss_sum"], self.progress["loss_count"] = 0.0, 0
         self._write_metrics(values)
@@ -357,13 +359,18 @@ class Trainer:
 
     # --- ends -------------------------------------------------------------------------------------------------
 
+    def _phase(self) -> int | None:
+        """The phase of PQK; None for a plain network."""
+        config = self.settings.config
+        return None if config is None else 1 if self.step < config.phase1_steps else 2
+
     def _description(self, loss: float) -> str:
-        phase = f"phase {self.controller.phase}  " if self.controller is not None else ""
+        phase = f"phase {phase}  " if (phase := self._phase()) else ""
         best = f"  best {self.best['accuracy']:.2%}" if self.best else ""
         return f"epoch {self.step // len(self.train) + 1}  {phase}loss {loss:.3f}{best}"
 
     def _diverged(self, what: str) -> DivergedError:
-        phase = f", phase {self.controller.phase}" if self.controller is not None else ""
+        phase = f", phase {phase}" if (phase := self._phase()) else ""
         good = f"last good checkpoint: {self._good()}"
         return DivergedError(f"training diverged at step {self.step}{phase}: {what}; {good}; try a lower lr")
 
