@@ -13,6 +13,7 @@ from torch.utils.data import Subset, TensorDataset, default_collate
 from pqk_ext.data.augment import crop_and_flip, shift_and_noise
 from pqk_ext.data.cifar import ImageDataset
 from pqk_ext.data.named import open_dataset, parse
+from pqk_ext.nn.layout import fast_layout
 
 __all__ = ["Data", "augmentation", "load_data"]
 
@@ -77,12 +78,17 @@ def _tensors(dataset: object) -> Pair:
     return x, y
 
 
-def augmentation(name: str, data: Data) -> Augment | None:
-    """What a recipe calls ``training.augment``: ``none``, ``keywords`` or ``crop_flip``."""
+def augmentation(name: str, data: Data) -> Augment:
+    """What a recipe calls ``training.augment``: ``none``, ``keywords`` or ``crop_flip``.
+
+    Batches come in the memory format in which the networks of the zoo train fastest on the CPU.
+    """
     if name == "keywords":
         spread = _NOISE * data.train[0].std(dim=(0, 1, 2), keepdim=True)
-        return lambda x, generator: shift_and_noise(x, generator, shift=_SHIFT, spread=spread)
-    return _crop_and_flip if name == "crop_flip" else None
+        return lambda x, generator: fast_layout(shift_and_noise(x, generator, shift=_SHIFT, spread=spread))
+    if name == "crop_flip":
+        return lambda x, generator: fast_layout(_crop_and_flip(x, generator))
+    return lambda x, generator: fast_layout(x)
 
 
 def _crop_and_flip(x: Tensor, generator: torch.Generator) -> Tensor:

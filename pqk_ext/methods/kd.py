@@ -1,0 +1,70 @@
+"""Distillation from a separately trained float network: what other methods are compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import nn
+
+from pqk_ext.methods._registry import method
+from pqk_ext.methods.distillation import Distillation
+from pqk_ext.methods.run import Run
+from pqk_ext.teachers import FloatTeacher
+
+__all__ = ["KDSettings", "kd"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KDSettings:
+    """Settings of :func:`kd`.
+
+    Attributes:
+        teacher: network of the zoo; empty: the student's, unpruned.
+        teacher_pretrained: as ``pretrained`` of a recipe, for another network than the student's.
+        teacher_steps: steps for which it is trained first; 0 takes it as it is.
+        temperature: softening of both logits.
+        kd_weight: of the distillation loss.
+        ce_weight: of the cross-entropy.
+    """
+
+    teacher: str = ""
+    teacher_pretrained: bool | str = False
+    teacher_steps: int = 920
+    temperature: float = 4.0
+    kd_weight: float = 3.0
+    ce_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if type(self.teacher_steps) is not int or self.teacher_steps < 0:
+            raise ValueError(f"teacher_steps: expected an integer of at least 0, got {self.teacher_steps!r}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature: expected a number above 0, got {self.temperature!r}")
+        for name in ("kd_weight", "ce_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)!r}")
+
+
+@method(KDSettings)
+def kd(run: Run) -> dict[str, nn.Module]:
+    """Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, on a pruned, quantized student.
+
+    The teacher is a float network, by default the student's own, trained as long as the student before the student
+    begins. It teaches from the first step to the last. With ``pqk.teacher: false`` this is what PQK saves: a second
+    network in memory, and its training.
+    """
+    settings = run.settings
+    name = settings.teacher or None
+    teacher = run.network(name, pretrained=settings.teacher_pretrained if name else None, draw=1 if name else 0)
+    if settings.teacher_steps:
+        run.fit("teacher", teacher, steps=settings.teacher_steps)
+        run.extra_steps += settings.teacher_steps
+    run.facts["teacher_validation_accuracy"] = run.accuracy(teacher)
+    trainee = Distillation(
+        run.prepare(run.network()),
+        FloatTeacher(teacher, run.example_inputs),
+        kd_weight=settings.kd_weight,
+        ce_weight=settings.ce_weight,
+        temperature=settings.temperature,
+    )
+    run.fit("student", trainee)
+    return {"kd": trainee.student}
