@@ -68,14 +68,31 @@ def _bytes(layers: dict[str, PQKLayer], rounded: bool) -> Tensor:
     """float64, one entry a layer."""
     bins = 2 * max(layer.weight_quant_max for layer in layers.values()) + 1
     device = next(iter(layers.values())).weight.device
-    histograms = []
-    for layer in layers.values():
-        counts = _rounded_histogram(layer) if rounded else layer.weight_histogram()
-        missing = (bins - counts.numel()) // 2
-        histograms.append((F.pad(counts, (missing, missing)) if missing else counts).to(device))
+    histograms, limits, steps, owners = [], [], [], []
+    for number, layer in enumerate(layers.values()):
+        exact = [(_rounded_histogram(layer), layer.weight_quant_max, 1)] if rounded else None
+        for counts, limit, step in exact or layer.weight_histograms():
+            missing = (bins - counts.numel()) // 2
+            histograms.append((F.pad(counts, (missing, missing)) if missing else counts).to(device))
+            limits.append(limit)
+            steps.append(step)
+            owners.append(number)
     counts = torch.stack(histograms)
-    limits = torch.tensor([layer.weight_quant_max for layer in layers.values()], device=device)
-    return _cost(counts, counts if rounded else _smoothed(counts, limits)) / 8
+    model = counts if rounded else _smoothed(counts, torch.tensor(limits, device=device))
+    if len(owners) > len(layers):
+        place = torch.tensor(owners, device=device), torch.tensor(steps, device=device)
+        counts, model = (_together(values, *place, len(layers)) for values in (counts, model))
+    return _cost(counts, model) / 8
+
+
+def _together(values: Tensor, owner: Tensor, step: Tensor, layers: int) -> Tensor:
+    """Histograms of a layer's weights of 2, 3, ... bits, each in units of its step, as one of the codes in the file."""
+    bins = values.shape[1]
+    code = (torch.arange(bins, device=values.device) - bins // 2) * step[:, None]
+    inside = code.abs() <= bins // 2  # others are the padding of short histograms, and 0
+    at = owner[:, None] * bins + torch.where(inside, code, 0) + bins // 2
+    total = values.new_zeros(layers * bins)
+    return total.index_add(0, at.flatten(), torch.where(inside, values, 0.0).flatten()).view(layers, bins)
 
 
 def _logarithm(counts: Tensor) -> Tensor:

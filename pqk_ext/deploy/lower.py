@@ -57,6 +57,9 @@ def weight_codes(layer: PQKLayer) -> NDArray[np.int8]:
     if bool(torch.isnan(weight).any()):
         at = int(torch.isnan(weight).flatten().nonzero()[0])
         raise ValueError(f"weights must not be NaN, found one at flat index {at}")
+    if layer.weight_bits is not None:
+        own: NDArray[np.int8] = layer.weight_codes().cpu().to(torch.int8).contiguous().numpy()
+        return own
     limit = layer.weight_quant_max
     zero_point = torch.zeros(scale.numel(), dtype=torch.int32)
     codes = quantize(layer.by_channel(weight), scale, zero_point, quant_min=-limit, quant_max=limit, axis=0)

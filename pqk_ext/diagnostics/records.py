@@ -19,7 +19,7 @@ class LayerDiagnosis:
         name: path of the layer.
         op: ``conv2d``, ``linear``, ``conv_transpose2d`` and so on.
         shape: of the weight, ``(out_channels, in_channels / groups, ...)``.
-        bits: of a weight code.
+        bits: of a weight code; the most, where channels or weights have bits of their own.
         prunable: whether it may be pruned.
         sqnr_db: quantized against float kept weights, in dB; ``inf``: no loss.
         sparsity: share of the weights that the mask sets to zero.

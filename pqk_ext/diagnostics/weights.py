@@ -17,7 +17,7 @@ __all__ = ["diagnose_layer", "weight_codes"]
 @torch.no_grad()
 def weight_codes(layer: PQKLayer) -> Tensor:
     """The codes of the student's weights as whole float32 numbers, 0 where pruned; the shape of the weight."""
-    return (layer.student_weight() / layer.scale_of_weights()).round()
+    return layer.from_channels(layer.weight_codes())
 
 
 @torch.no_grad()
@@ -35,7 +35,8 @@ def diagnose_layer(layer: PQKLayer, *, name: str = "", start: Tensor | None = No
     kept_count = max(1, int(mask.sum()))
     counts = code_counts(codes[mask], -quant_max, quant_max)
     steps = layer.scale_of_weights()
-    edge = (quant_max + 0.5) * steps
+    step, limit = layer.steps_and_limits()
+    edge = layer.from_channels(((limit + 0.5) * step).expand_as(layer.by_channel(weight))) * steps
     channels = layer.by_channel(codes)
     dead = (channels == 0).flatten(1).all(1).nonzero().flatten().tolist()
     drift = None if start is None else (scale / start.to(scale)).double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,14 @@ from torch import Tensor, nn
 from pqk_ext.nn.channels import by_channel, from_channels
 from pqk_ext.nn.layout import own_layout
 from pqk_ext.nn.roles import Role
+from pqk_ext.nn.weight_grid import (
+    FEWEST_BITS,
+    check_bits,
+    fake_quantize_grid,
+    grid_codes,
+    level_histograms,
+    steps_and_limits,
+)
 from pqk_ext.ops._transforms import transforms_active
 from pqk_ext.ops.fake_quantize import fake_quantize
 from pqk_ext.ops.masked_conv2d import masked_conv2d, skips_zeros
@@ -41,6 +50,8 @@ class PQKLayer(nn.Module):
         weight_mask: bool buffer of the same shape, True = important.
         weight_scale: float32 parameter ``(O,)``, the learned step sizes of the symmetric codes
             ``-weight_quant_max..weight_quant_max``.
+        weight_bits: None, or a uint8 buffer: bits of the codes of each output channel ``(O,)`` or of each weight
+            ``(O, ...)`` by output channel (:mod:`pqk_ext.nn.weight_grid`). Set by :meth:`set_weight_bits`.
         prunable: whether the mask may get False entries.
         own_sparsity: the sparsity that this layer is ranked to by itself; None where it is ranked with the others.
         teacher: the teacher's own copy of the whole layer, for the head; None elsewhere.
@@ -49,6 +60,7 @@ class PQKLayer(nn.Module):
     weight_mask: Tensor
     weight_scale: nn.Parameter
     weight_zero_point: Tensor
+    weight_bits: Tensor | None
     weight_quant_max: int
     prunable: bool
     own_sparsity: float | None
@@ -71,6 +83,7 @@ class PQKLayer(nn.Module):
         self.register_buffer("weight_mask", torch.ones_like(source.weight, dtype=torch.bool))
         channels = len(self.by_channel(source.weight))
         self.register_buffer("weight_zero_point", torch.zeros(channels, dtype=torch.int32))
+        self.register_buffer("weight_bits", None)
         self.weight_scale = nn.Parameter(torch.ones(channels))
         self.weight_scale.data = self.weight_scale.data.to(source.weight.device)
         self.weight_zero_point = self.weight_zero_point.to(source.weight.device)
@@ -100,39 +113,127 @@ class PQKLayer(nn.Module):
         rows = self.by_channel(self.weight)
         return self.from_channels(self.weight_scale.view(-1, *[1] * (rows.dim() - 1)).expand(rows.shape))
 
+    @property
+    def widest_bits(self) -> int:
+        """Bits of the layer's codes, which bits by channel or weight may not exceed."""
+        return (self.weight_quant_max + 1).bit_length()
+
+    def steps_and_limits(self) -> tuple[Tensor, Tensor]:
+        """Of the codes, to be broadcast against the weight by output channel: multiples of step, up to limit * step."""
+        dimensions = self.weight.dim()
+        if self.weight_bits is None:
+            limit = self.weight_scale.new_full([1] * dimensions, self.weight_quant_max)
+            return torch.ones_like(limit), limit
+        return steps_and_limits(self.weight_bits, self.widest_bits, dimensions)
+
+    def set_weight_bits(self, bits: Tensor | None, *, keep_scale: bool = False) -> None:
+        """Gives output channels, or single weights, bits of their own. Tied layers each need the same.
+
+        Args:
+            bits: integers, at least 2 and at most the bits that the layer was prepared with. Shape ``(O,)``: each
+                channel's scale is that of its own codes. Shape of the weight by output channel: codes are some of those
+                of the layer's bits (:func:`pqk_ext.nn.weight_grid.bits_of_groups` spreads groups). None: all alike.
+            keep_scale: keep the step sizes; by default they are set from the present important weights.
+
+        Raises:
+            TypeError, ValueError: of :func:`pqk_ext.nn.weight_grid.check_bits`.
+        """
+        if bits is not None:
+            check_bits(bits, self.by_channel(self.weight).shape, self.widest_bits)
+            bits = bits.detach().to(self.weight.device, torch.uint8, copy=True)
+        self.weight_bits = bits
+        if not keep_scale:
+            self.initialize_scale()
+
     @torch.no_grad()
     def initialize_scale(self) -> None:
         """Sets the step sizes from the present important weights."""
         weight, mask = self.by_channel(self.weight), self.by_channel(self.weight_mask)
-        self.weight_scale.copy_(per_channel_scale(weight, mask, self.weight_quant_max))
+        if self.weight_bits is None:
+            self.weight_scale.copy_(per_channel_scale(weight, mask, self.weight_quant_max))
+        else:
+            step, limit = (values.expand_as(weight) for values in self.steps_and_limits())
+            self.weight_scale.copy_(per_channel_scale(weight, mask, limit, step))
+
+    def _channel_mask(self) -> Tensor | None:
+        return self.by_channel(self.weight_mask) if self.prunable else None
 
     def student_weight(self) -> Tensor:
         """Fake-quantized important weights, exactly 0 elsewhere; the gradient reaches important weights only."""
+        weight, mask = self.by_channel(self.weight), self._channel_mask()
+        if self.weight_bits is not None:
+            grid = self.steps_and_limits()
+            factor = self._grid_scale_factor()
+            values = fake_quantize_grid(weight, self.weight_scale, *grid, mask=mask, grad_scale=factor)
+            return self.from_channels(values)
         quantized = fake_quantize(
-            self.by_channel(self.weight),
+            weight,
             self.weight_scale,
             self.weight_zero_point,
             quant_min=-self.weight_quant_max,
             quant_max=self.weight_quant_max,
             axis=0,
-            mask=self.by_channel(self.weight_mask) if self.prunable else None,
+            mask=mask,
             grad_scale=self._scale_factor(),
         )
         return self.from_channels(quantized)
 
+    @torch.no_grad()
+    def weight_codes(self) -> Tensor:
+        """The codes of the student's weight by output channel, whole float32 numbers; a NaN stays NaN if unpruned."""
+        codes = grid_codes(self.by_channel(self.weight), self.weight_scale, *self.steps_and_limits())
+        return torch.where(self.by_channel(self.weight_mask), codes, 0.0)
+
+    def weight_histograms(self) -> list[tuple[Tensor, int, int]]:
+        """For each number of bits: counts of the codes in units of its step, its largest code, its step; softly."""
+        weight, mask = self.by_channel(self.weight), self._channel_mask()
+        if self.weight_bits is not None:
+            widest, by_channel, factor = self.widest_bits, self.weight_bits.dim() == 1, self._grid_scale_factor()
+            levels = level_histograms(weight, self.weight_scale, self.weight_bits, widest, mask=mask, grad_scale=factor)
+            return [
+                (counts, 2 ** (bits - 1) - 1, 1 if by_channel else 2 ** (widest - bits))
+                for bits, counts in enumerate(levels, FEWEST_BITS)
+            ]
+        limit = self.weight_quant_max
+        factor = self._scale_factor()
+        counts = soft_histogram(weight, self.weight_scale, quant_max=limit, mask=mask, grad_scale=factor)
+        return [(counts, limit, 1)]
+
     def weight_histogram(self) -> Tensor:
         """How many weights each code ``-weight_quant_max..weight_quant_max`` has, softly; with gradients."""
-        return soft_histogram(
-            self.by_channel(self.weight),
-            self.weight_scale,
-            quant_max=self.weight_quant_max,
-            mask=self.by_channel(self.weight_mask) if self.prunable else None,
-            grad_scale=self._scale_factor(),
-        )
+        histograms = self.weight_histograms()
+        if self.weight_bits is None:
+            return histograms[0][0]
+        total = histograms[0][0].new_zeros(2 * self.weight_quant_max + 1)
+        for counts, limit, step in histograms:
+            codes = torch.arange(-limit, limit + 1, device=counts.device) * step
+            total = total.index_add(0, codes + self.weight_quant_max, counts)
+        return total
 
     def _scale_factor(self) -> float:
         """On every gradient of the step sizes, which would else be far larger than those of the weights (LSQ)."""
-        return 1.0 / math.sqrt(max(1, self.by_channel(self.weight)[0].numel()) * self.weight_quant_max)
+        return 1.0 / math.sqrt(self._weights_a_channel() * self.weight_quant_max)
+
+    def _grid_scale_factor(self) -> Tensor | float:
+        """The same where channels or weights have their own bits; by channel if channels have."""
+        if self.weight_bits is None or self.weight_bits.dim() > 1:
+            return self._scale_factor()
+        _, limit = self.steps_and_limits()
+        return 1.0 / (limit * self._weights_a_channel()).sqrt()
+
+    def _weights_a_channel(self) -> int:
+        return max(1, self.by_channel(self.weight)[0].numel())
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """A state brings its bits with it; a layer with bits of its own takes no state without them."""
+        bits = state_dict.get(f"{prefix}weight_bits")
+        if bits is not None and self.weight_bits is None:
+            try:
+                check_bits(bits, self.by_channel(self.weight).shape, self.widest_bits)
+                self.weight_bits = torch.empty_like(bits, dtype=torch.uint8, device=self.weight.device)
+            except (TypeError, ValueError) as error:
+                args[-1].append(f"{prefix}weight_{error}")  # torch raises RuntimeError with all of them
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def teacher_weight(self) -> Tensor:
         """All weights. With disjoint routing the gradient reaches unimportant weights only."""

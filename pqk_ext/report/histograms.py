@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pqk_ext.diagnostics import code_counts
+from pqk_ext.nn.weight_grid import grid_codes, steps_and_limits
 from pqk_ext.report.run import Run
 from pqk_ext.report.svg import COLOURS, Picture, new_figure, render, styled
 
@@ -27,21 +28,28 @@ def histograms(run: Run) -> list[tuple[str, Picture]]:
             break
         kept = run.weights.get(f"{name}.weight_mask", torch.ones_like(weight, dtype=torch.bool))
         scale, layer = run.weights.get(f"{name}.weight_scale"), layers.get(name)
-        codes = None if scale is None or layer is None else _codes(weight, scale, layer)[kept]
+        bits = run.weights.get(f"{name}.weight_bits")
+        codes = None if scale is None or layer is None else _codes(weight, scale, layer, bits)[kept]
         pictures.append((name, _picture(number, name, weight[kept], codes, layer["bits"] if layer else None)))
     return pictures
 
 
-def _codes(weight: Tensor, scale: Tensor, layer: dict[str, Any]) -> Tensor:
-    """Codes of all weights, as training computes them for those that are kept; the shape of ``weight``."""
-    largest = 2 ** (layer["bits"] - 1) - 1
-    if layer["op"].startswith("conv_transpose"):  # output channels stand second, in each group
+def _codes(weight: Tensor, scale: Tensor, layer: dict[str, Any], bits: Tensor | None = None) -> Tensor:
+    """Codes of all weights, as training computes them for those that are kept; the shape of ``weight``.
+
+    Args:
+        bits: of each channel or weight by output channel, where they have their own.
+    """
+    transposed = layer["op"].startswith("conv_transpose")  # there output channels stand second, in each group
+    channels = weight
+    if transposed:
         groups = len(scale) // weight.shape[1]
-        scale = scale.reshape(groups, weight.shape[1]).repeat_interleave(len(weight) // groups, 0)
-        scale = scale.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
-    else:
-        scale = scale.reshape(-1, *[1] * (weight.dim() - 1))
-    return (weight / scale).round().clamp(-largest, largest)
+        channels = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    step, limit = torch.ones(()), torch.tensor(2.0 ** (layer["bits"] - 1) - 1)
+    if bits is not None:
+        step, limit = steps_and_limits(bits, layer["bits"], weight.dim())
+    codes = grid_codes(channels, scale, step, limit)
+    return codes.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1) if transposed else codes
 
 
 def _weights(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -219,7 +219,7 @@ def set_layer(model: PreparedModel, name: str, sparsity: float, bits: int) -> No
     )
     layer.weight_mask.copy_(layer.from_channels(mask))
     layer.weight_quant_max = 2 ** (bits - 1) - 1
-    layer.initialize_scale()
+    layer.set_weight_bits(None)
 
 
 def _measure(walk: Walk, y: Tensor, name: str, sparsity: float, bits: int) -> Row:
