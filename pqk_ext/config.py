@@ -129,7 +129,9 @@ class PQKConfig:
             float in any case. 1 prunes the float network through all of phase 1, and quantization begins with phase 2.
         ramp_end: share of phase 1 after which the sparsity no longer grows.
         mask_update_interval: steps between two rankings of the weights.
-        ranking: one threshold over all layers (``"global"``), or one each (``"per_layer"``).
+        ranking: one threshold over all layers (``"global"``), or one each (``"per_layer"``). ``"fixed"`` ranks nothing:
+            what is 0 in the given weights of prunable layers stays 0, whatever ``sparsity`` and ``layers`` say, for a
+            network that was pruned before.
         granularity: prune single weights, blocks of 4 consecutive input channels of one filter tap (``"1x4"``, which
             the sparse int8 kernels run fastest), or whole output filters.
         min_keep_per_channel: weights that every output channel keeps (with granularity 1x4: blocks; with filter
@@ -170,7 +172,7 @@ class PQKConfig:
     ramp_end: float = _number(0.75, 0, 1, open_low=True)
     mask_update_interval: int = _integer(16, 1)
 
-    ranking: Literal["global", "per_layer"] = _choice("global", "per_layer")
+    ranking: Literal["global", "per_layer", "fixed"] = _choice("global", "per_layer", "fixed")
     granularity: Literal["unstructured", "1x4", "filter"] = _choice("unstructured", "1x4", "filter")
     min_keep_per_channel: int = _integer(1, 0)
     min_keep_fraction: float = _number(0.01, 0, 1)

@@ -107,6 +107,8 @@ class PQKController(nn.Module):
     @property
     def final_sparsity(self) -> float:
         """Share of the prunable weights that the schedule ends with, layers with a sparsity of their own included."""
+        if self.config.ranking == "fixed":
+            return self.sparsity
         layers = _one_a_weight(self.prunable_layers())
         total = sum(layer.weight.numel() for layer in layers)
         common = self.config.sparsity
@@ -315,17 +317,19 @@ class PQKController(nn.Module):
         self._distilling = step >= c.phase1_steps + c.kd_warmup_steps
 
     @torch.no_grad()
-    def update_masks(self) -> None:
-        """Ranks the weights and sets the masks to the sparsity that the schedule wants now."""
+    def update_masks(self, *, final: bool = False) -> None:
+        """Ranks the weights; sets the masks to the sparsity that the schedule wants now, or (``final``) in the end."""
+        if self.config.ranking == "fixed":
+            return
         layers = _one_a_weight(self.prunable_layers())
         together = [layer for layer in layers if layer.own_sparsity is None]
         groups = [(together, self.config.sparsity)] if together else []
         groups += [([layer], layer.own_sparsity) for layer in layers if layer.own_sparsity is not None]
         c = self.config
-        for group, final in groups:
+        for group, goal in groups:
             masks = compute_masks(
                 [layer.by_channel(layer.weight) for layer in group],
-                self._scheduled(final),
+                goal if final else self._scheduled(goal),
                 ranking=c.ranking,
                 granularity=c.granularity,
                 min_keep_per_channel=c.min_keep_per_channel,

@@ -102,6 +102,9 @@ def _swap_tied(root: nn.Module, calls: list[tuple[Block, bool]], config: PQKConf
         kind = next(kind for module_type, kind in LAYER_TYPES.items() if isinstance(source, module_type))
         layer = kind(source, bits, prunable, config)
         layer.own_sparsity = sparsity
+        if config.ranking == "fixed" and prunable:
+            layer.weight_mask.copy_(layer.weight.detach() != 0)
+            layer.initialize_scale()
         layer.weight_scale = scale = scale if scale is not None else layer.weight_scale
         if path in heads and config.teacher:
             layer.give_teacher_own_copy(source)
