@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import pqk_ext
-from pqk_ext.cli import bench, demo, evaluate, export, inspect, report, run_file, sensitivity, train, verify
+from pqk_ext.cli import bench, compare, demo, evaluate, export, inspect, report, run_file, sensitivity, train, verify
 from pqk_ext.cli.failures import ExitCode, classify
 
 __all__ = ["app", "run"]
@@ -48,6 +48,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("compare")(compare.compare)
 app.command("sensitivity")(sensitivity.sensitivity)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)

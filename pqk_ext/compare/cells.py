@@ -1,0 +1,167 @@
+"""The cells of an experiment on disk: a directory, a command line and a result each."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pqk_ext.compare.experiment import Arm, Experiment, expand, set_words
+from pqk_ext.methods import Recipe, load_recipe
+from pqk_ext.runtime.replace import replace_file
+from pqk_ext.training.errors import ResumeMismatchError
+
+__all__ = ["Cell", "claim_directory", "load_recipes", "make_cells"]
+
+_RECIPE = "recipe.json"
+# What must be equal for arms to be compared at equal cost; an arm that differs says so.
+_BUDGET = ("steps", "batch_size")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of an arm with one seed; equal only to itself.
+
+    Attributes:
+        arm: what runs.
+        seed: its seed.
+        directory: of the run.
+    """
+
+    arm: Arm
+    seed: int
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        """Arm and seed, to be read."""
+        return f"{self.arm.name}, seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What the process said."""
+        return self.directory.with_suffix(".log")
+
+    @property
+    def words(self) -> list[str]:
+        """The command line, without ``pqk``."""
+        return self._words(self.directory, expand(self.arm.overrides))
+
+    @property
+    def command(self) -> str:
+        """A line for a shell that does the same once more, in a new directory."""
+        words = self._words(Path("again") / self.arm.name / f"seed{self.seed}", self.arm.overrides)
+        return " ".join(["pqk", *map(_quote, words)])
+
+    def _words(self, directory: Path, overrides: Mapping[str, Any]) -> list[str]:
+        start = ["train", "--recipe", self.arm.recipe, "--run-dir", str(directory), "--seed", str(self.seed)]
+        return [*start, *set_words(overrides)]
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result."""
+        return (self.directory / "result.json").exists()
+
+    def result(self) -> dict[str, Any]:
+        """What the run wrote.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is no JSON object.
+        """
+        path = self.directory / "result.json"
+        try:
+            values = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: no JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: expected an object, got {type(values).__name__}")
+        return values
+
+
+def _quote(word: str) -> str:
+    """Like ``shlex.quote``, but the shell puts variables in."""
+    return f'"{word}"' if "$" in word and not re.search(r'["`\\\s!]', word) else shlex.quote(word)
+
+
+def load_recipes(experiment: Experiment) -> dict[str, Recipe]:
+    """The recipe of each arm with the arm's settings in it.
+
+    Raises:
+        ValueError: a recipe that there is not or that is wrong, or arms of unequal cost; names the arm.
+    """
+    recipes = {}
+    for arm in experiment.arms.values():
+        try:
+            load_recipe(arm.recipe, expand(arm.overrides))  # refuses what the cells would
+            recipes[arm.name] = load_recipe(arm.recipe, arm.overrides)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"arm {arm.name}: {error}") from error
+    _check_budgets(experiment, recipes)
+    return recipes
+
+
+def _check_budgets(experiment: Experiment, recipes: Mapping[str, Recipe]) -> None:
+    bound = [arm.name for arm in experiment.arms.values() if not arm.free]
+    for field in _BUDGET:
+        values = {name: getattr(recipes[name].training, field) for name in bound}
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise ValueError(f"training.{field}: expected the same in all arms without 'budget: free', got {listed}")
+
+
+def make_cells(experiment: Experiment, directory: Path) -> list[Cell]:
+    """All cells, seed by seed, so that whatever is done first can be compared already."""
+    return [
+        Cell(arm, seed, directory / "cells" / arm.name / f"seed{seed}")
+        for seed in range(experiment.seeds)
+        for arm in experiment.arms.values()
+    ]
+
+
+def claim_directory(cells: Sequence[Cell], recipes: Mapping[str, Recipe]) -> None:
+    """Writes the recipe of each arm beside its cells.
+
+    What the recipes say counts, not the commit that wrote them: settings that a later version added have their
+    defaults in an older file.
+
+    Raises:
+        ResumeMismatchError: an arm has cells made by another recipe; names the arm and all differences.
+    """
+    folders = {cell.arm.name: cell.directory.parent for cell in cells}
+    for name, folder in folders.items():
+        path = folder / _RECIPE
+        if path.exists() and any(folder.glob("seed*")):
+            _check_same(name, path, recipes[name])
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, (json.dumps(recipes[name].to_dict(), indent=2) + "\n").encode())
+
+
+def _check_same(arm: str, path: Path, recipe: Recipe) -> None:
+    old = json.loads(path.read_text())
+    with contextlib.suppress(ValueError):  # a setting that is no more is shown as a difference
+        old = Recipe.from_dict(old).to_dict()
+    before, now = _flat(old), _flat(json.loads(json.dumps(recipe.to_dict())))
+    changes = [
+        f"{key}: {before.get(key, 'not set')!r} then, {now.get(key, 'not set')!r} now"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+    if changes:
+        raise ResumeMismatchError(
+            f"arm {arm}: {os.fspath(path.parent)} holds cells of another recipe ({'; '.join(changes)}); "
+            "take another --out, or remove that folder"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
