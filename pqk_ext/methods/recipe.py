@@ -101,7 +101,8 @@ class Recipe:
         method: a name in ``METHODS``.
         data: as ``--data`` of the command line: ``keyword_spotting``, ``cifar10:DIR``, ``cifar100:DIR`` ...
         model: network of the zoo.
-        pretrained: start from the weights in the package (true), from a published archive (its path), or from nothing.
+        pretrained: start from the weights in the package (true), from a published archive (its path, which may be
+            relative to the folder of the data), or from nothing.
         pixels: scaling of images: ``cifar`` or ``imagenet`` (less that mean, over that deviation), or ``raw``, 0..255.
         training: steps, optimizer, augmentation.
         pqk: fields of ``PQKConfig``; ``total_steps`` is that of the training.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pqk_ext import models
+from pqk_ext.data.named import parse
 from pqk_ext.methods._registry import METHODS
 from pqk_ext.methods.data import Data, augmentation, load_data
 from pqk_ext.methods.recipe import Recipe
@@ -74,7 +75,7 @@ class Run:
             options = {"pretrained": True, **options}
         model = models.create(chosen, num_classes=self.data.classes, **options)
         if isinstance(pretrained, str):
-            load_archive(model, pretrained)
+            load_archive(model, Path(parse(self.recipe.data).folder) / pretrained)
         if not self.recipe.training.dropout:
             for module in model.modules():
                 if isinstance(module, nn.Dropout):
