@@ -13,7 +13,7 @@ from torch import nn
 
 from pqk_ext.models.registry import register_model
 
-Stem = Literal["cifar", "imagenet"]
+Stem = Literal["cifar", "imagenet", "keywords"]
 
 
 class DenseLayer(nn.Module):
@@ -45,6 +45,7 @@ class DenseNet(nn.Module):
         growth: Channels that a layer adds.
         blocks: Layers of each block.
         stem: "cifar": one 3x3 convolution, stride 1. "imagenet": 7x7, stride 2, and a 3x3 max pooling, stride 2.
+            "keywords": 10x4, stride 2, of one channel.
         num_classes: Width of the last layer.
     """
 
@@ -54,6 +55,8 @@ class DenseNet(nn.Module):
         layers: list[nn.Module]
         if stem == "cifar":
             layers = [nn.Conv2d(3, channels, 3, padding=1, bias=False)]
+        elif stem == "keywords":
+            layers = [nn.Conv2d(1, channels, (10, 4), stride=2, padding=(4, 1), bias=False)]
         else:
             layers = [nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(channels)]
             layers += [nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
@@ -76,6 +79,19 @@ class DenseNet(nn.Module):
         x = self.relu(self.norm(self.features(x)))
         out: torch.Tensor = self.linear(torch.flatten(self.pool(x), 1))
         return out
+
+
+@register_model(input_shape=(1, 49, 10))
+def densenet_keywords(num_classes: int = 12, growth: int = 12) -> DenseNet:
+    """A small DenseNet-BC for keyword spotting: 3 blocks of 4 layers, DS-CNN's first convolution.
+
+    No published network. Growth 12: 103,224 parameters, 4.91 M MACs. The stem makes 24 x 5 of 49 x 10 coefficients.
+
+    Args:
+        num_classes: Width of the last layer.
+        growth: Channels that a layer adds.
+    """
+    return DenseNet(growth, (4, 4, 4), "keywords", num_classes)
 
 
 def _check_stem(stem: str) -> None:

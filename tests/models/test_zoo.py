@@ -38,6 +38,12 @@ PARAMETERS = {
     "mobilenet_v1": 3_217_226,
     "mobilenet_v2": 3_504_872 - 990 * 1_281,
     "densenet_bc": 769_162,
+    # 3 blocks of 4 layers (norm, 1x1 to 48, norm, 3x3 to 12), whose inputs have 24 + 12 i, 36 + 12 i and 42 + 12 i
+    # channels; before them the stem, between them the transitions, then norm and classifier of 90 channels.
+    "densenet_keywords": 24 * 40
+    + sum(c * (2 + 48) + 2 * 48 + 48 * 12 * 9 for first in (24, 36, 42) for c in range(first, first + 48, 12))
+    + (72 * (2 + 36) + 84 * (2 + 42))
+    + (2 * 90 + 91 * 12),
     # 20,013,928 less 990 classes, with a 3x3 stem without batch norm instead of the 7x7 one.
     "densenet201": 20_013_928 - 990 * 1_921 - 64 * 3 * (49 - 9) - 128,
 }
