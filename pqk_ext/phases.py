@@ -22,6 +22,7 @@ from pqk_ext.early_gradient import can_take_early, take_early
 from pqk_ext.entropy import coded_size
 from pqk_ext.nn import ActivationQuantizer, NetworkOutput, PQKLayer, Role
 from pqk_ext.nn.batch_norm import RoleBatchNorm
+from pqk_ext.nn.layers import one_a_weight
 from pqk_ext.prune import compute_masks, cubic_sparsity
 from pqk_ext.quant import SMALLEST_SCALE
 
@@ -60,7 +61,7 @@ class PQKController(nn.Module):
         self.register_buffer("step_count", torch.tensor(0, dtype=torch.int64))
         self._go_to(0)
         self._metrics: dict[str, float | Tensor] = {}
-        self._kept: list[Tensor] = []
+        self.ranked_elsewhere: tuple[PQKLayer, ...] = ()  # shared layers, which another model's controller prunes
         # Where processes hold parts of the parameters (``pqk_ext.distributed.shard``): puts them together for a step.
         self.whole_parameters: Callable[[], AbstractContextManager[None]] = nullcontext
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
@@ -109,7 +110,7 @@ class PQKController(nn.Module):
         """Share of the prunable weights that the schedule ends with, layers with a sparsity of their own included."""
         if self.config.ranking == "fixed":
             return self.sparsity
-        layers = _one_a_weight(self.prunable_layers())
+        layers = one_a_weight(self.prunable_layers())
         total = sum(layer.weight.numel() for layer in layers)
         common = self.config.sparsity
         zeros = (
@@ -120,7 +121,7 @@ class PQKController(nn.Module):
     @property
     def sparsity(self) -> float:
         """Share of the prunable weights that the masks set to zero now."""
-        layers = _one_a_weight(self.prunable_layers())
+        layers = one_a_weight(self.prunable_layers())
         total = sum(layer.weight_mask.numel() for layer in layers)
         kept = sum(int(layer.weight_mask.sum()) for layer in layers)
         return 1.0 - kept / total if total else 0.0
@@ -132,6 +133,9 @@ class PQKController(nn.Module):
     def prunable_layers(self) -> list[PQKLayer]:
         """The layers that may be pruned."""
         return [layer for layer in self.layers() if layer.prunable]
+
+    def _ranked_layers(self) -> list[PQKLayer]:
+        return [layer for layer in self.prunable_layers() if layer not in self.ranked_elsewhere]
 
     def metrics(self) -> dict[str, float]:
         """Parts of the last loss (``loss``, ``student_ce``, ``kd``, ``teacher_ce``, ``extra``), sparsity and phase.
@@ -321,7 +325,7 @@ class PQKController(nn.Module):
         """Ranks the weights; sets the masks to the sparsity that the schedule wants now, or (``final``) in the end."""
         if self.config.ranking == "fixed":
             return
-        layers = _one_a_weight(self.prunable_layers())
+        layers = one_a_weight(self._ranked_layers())
         together = [layer for layer in layers if layer.own_sparsity is None]
         groups = [(together, self.config.sparsity)] if together else []
         groups += [([layer], layer.own_sparsity) for layer in layers if layer.own_sparsity is not None]
@@ -338,9 +342,8 @@ class PQKController(nn.Module):
             for layer, mask in zip(group, masks, strict=True):
                 layer.weight_mask.copy_(layer.from_channels(mask))
         of_weight = {id(layer.weight): layer for layer in layers}
-        for layer in self.prunable_layers():
-            if (ranked := of_weight[id(layer.weight)]) is not layer:
-                layer.weight_mask.copy_(ranked.weight_mask)
+        for layer in self._ranked_layers():
+            layer.weight_mask.copy_(of_weight[id(layer.weight)].weight_mask)
 
     def _begin_phase_2(self) -> None:
         self.update_masks()
@@ -361,11 +364,11 @@ class PQKController(nn.Module):
         return self.phase == 1 or not self.config.teacher
 
     def _remember_weights(self) -> None:
-        self._kept = [layer.weight.detach().clone() for layer in self.prunable_layers()] if self._freezes else []
+        self._kept = [layer.weight.detach().clone() for layer in self._ranked_layers()] if self._freezes else []
 
     def _hold_unimportant(self) -> None:
         """Undoes what weight decay and momentum did to unimportant weights: they must survive phase 1 exactly."""
-        layers = self.prunable_layers()
+        layers = self._ranked_layers()
         if len(self._kept) != len(layers):
             self._remember_weights()
         for index, layer in enumerate(layers):
@@ -386,11 +389,6 @@ class PQKController(nn.Module):
 
     def extra_repr(self) -> str:
         return f"phase={self.phase}, step={self._step} of {self.config.total_steps}"
-
-
-def _one_a_weight(layers: list[PQKLayer]) -> list[PQKLayer]:
-    """The layers without those that share the weight of an earlier one."""
-    return list({id(layer.weight): layer for layer in reversed(layers)}.values())[::-1]
 
 
 def _after_load(module: nn.Module, _: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +29,7 @@ from pqk_ext.ops.masked_weight import masked_weight
 from pqk_ext.ops.soft_histogram import soft_histogram
 from pqk_ext.quant import per_channel_scale
 
-__all__ = ["PQKConv2d", "PQKLayer", "PQKLinear", "Sharing"]
+__all__ = ["PQKConv2d", "PQKLayer", "PQKLinear", "Sharing", "one_a_weight"]
 
 
 class Sharing(Protocol):
@@ -359,3 +359,8 @@ class PQKLinear(PQKLayer, nn.Linear):  # type: ignore[misc]  # torch declares `b
         rows = input.numel() // max(1, self.in_features)
         shapes = (rows, self.in_features, 1, 1), (self.out_features, self.in_features, 1, 1)
         return kept < self.weight.numel() and skips_zeros(*shapes, kept, (1, 1), (0, 0), (1, 1), True)
+
+
+def one_a_weight(layers: Sequence[PQKLayer]) -> list[PQKLayer]:
+    """The layers without those that share the weight of an earlier one."""
+    return list({id(layer.weight): layer for layer in reversed(layers)}.values())[::-1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
@@ -66,6 +67,7 @@ class PreparedModel(nn.Module):
         self.register_load_state_dict_post_hook(_after_load)  # type: ignore[no-untyped-call]
 
     pqk: PQKController
+    _first_values: tuple[Tensor, ...] = ()
 
     def train(self, mode: bool = True) -> PreparedModel:
         """Switches between training and integer evaluation."""
@@ -169,15 +171,15 @@ class PreparedModel(nn.Module):
         """
         if self.training:
             input = fast_layout(input)
-        compiled = None if observe or torch.compiler.is_compiling() else self._compiled_run
+        compiled = None if observe or self._first_values or torch.compiler.is_compiling() else self._compiled_run
         output = (compiled or self._run)(input, role, observe, tuple(taps or ()))
         return output if taps is not None else output.logits
 
     def _run(self, input: Tensor, role: Role, observe: bool, taps: tuple[Tap, ...]) -> NetworkOutput:
-        values: list[Tensor] = []
+        values = list(self._first_values) if role is not Role.TEACHER else []
         early: dict[int, Tensor] = {tap.block: input for tap in taps if tap.before_activation}
         raw = input if role is Role.STUDENT and not observe and self._learns_scale_alone(input) else None
-        for index, block in enumerate(self.plan):
+        for index, block in enumerate(self.plan[len(values) :], len(values)):
             inputs = [values[i] for i in block.inputs]
             quantizer = self._quantizer(block)
             at_once = quantizer if role is Role.STUDENT and not observe and inputs and index not in early else None
@@ -200,6 +202,22 @@ class PreparedModel(nn.Module):
             values.append(value)
         features = tuple(early[tap.block] if tap.before_activation else values[tap.block] for tap in taps)
         return NetworkOutput(values[-1], features)
+
+    @contextmanager
+    def begins_with(self, values: Sequence[Tensor]) -> Iterator[None]:
+        """Within it the network takes the values of its first blocks from here, and computes only what follows.
+
+        For networks that share their first layers (:func:`pqk_ext.preparation.sharing.share_beginning`): those are
+        computed once, in one of them. The teacher's runs, whose weights are others, still compute everything.
+
+        Args:
+            values: of the first blocks of the plan, as taps give them; their gradients go where they come from.
+        """
+        self._first_values = tuple(values)
+        try:
+            yield
+        finally:
+            self._first_values = ()
 
     def _learns_scale_alone(self, input: Tensor) -> bool:
         quantizer = self._quantizer(self.plan[0])
