@@ -42,6 +42,7 @@ class Run:
         data: all splits in memory.
         facts: JSON values that the method wants in ``result.json``.
         extra_steps: optimizer steps that were not spent on the deployed network, such as a teacher's.
+        progress: show bars if stderr is a terminal.
     """
 
     def __init__(self, recipe: Recipe, directory: Path, seed: int, *, progress: bool = True) -> None:
@@ -49,7 +50,7 @@ class Run:
         self.data: Data = load_data(recipe.data, recipe.pixels)
         self.facts: dict[str, Any] = {}
         self.extra_steps = 0
-        self._progress = progress
+        self.progress = progress
 
     @property
     def example_inputs(self) -> Tensor:
@@ -102,7 +103,7 @@ class Run:
         config = config_of(model)
         length = config.total_steps if config is not None else steps or self.recipe.training.steps
         training = dataclasses.replace(self.recipe.training, **{"steps": length, **changes})
-        with self._timed():
+        with self.timed():
             fit(
                 model,
                 self.data.train,
@@ -121,7 +122,7 @@ class Run:
                 seed=derived_seed(self.seed, draw) if draw else self.seed,
                 keep="last",
                 tensorboard=False,
-                progress=self._progress,
+                progress=self.progress,
             )
         return model.eval()
 
@@ -130,7 +131,7 @@ class Run:
         return accuracy(model, getattr(self.data, split))
 
     @contextlib.contextmanager
-    def _timed(self) -> Iterator[None]:
+    def timed(self) -> Iterator[None]:
         """Adds the seconds to those in the directory, also where training is interrupted."""
         begin = time.monotonic()
         try:
