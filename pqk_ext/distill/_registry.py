@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ DistillationLoss = Callable[[Tensor, Tensor, float], Tensor]
 
 # (student_features, teacher_features) -> scalar loss; features are the values of the tapped blocks, shallowest first
 FeatureLoss = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+Registered = TypeVar("Registered", bound=FeatureLoss)  # which may have options of its own
 
 # Name -> function, filled by the decorators below.
 LOSSES: dict[str, DistillationLoss] = {}
@@ -35,7 +37,7 @@ def distillation_loss(function: DistillationLoss) -> DistillationLoss:
     return function
 
 
-def feature_loss(function: FeatureLoss) -> FeatureLoss:
+def feature_loss(function: Registered) -> Registered:
     """Registers a feature loss under its function's name.
 
     A feature loss takes the student's and the teacher's features, stage by stage from the input on, each of shape
