@@ -99,7 +99,7 @@ def _tensor_row(tensor: TensorInfo) -> tuple[object, ...]:
         f"{tensor.sparsity:.1%}",
         tensor.payload_bytes,
         f"{tensor.bits_per_value:.2f}",
-        f"{tensor.entropy_bits:.2f}" if tensor.dtype != "f32" else "",
+        f"{tensor.entropy_bits:.2f}" if tensor.dtype[0] != "f" else "",
     )
 
 

@@ -35,10 +35,11 @@ DIGEST_OFFSET = 8 + len(_START)
 _DIGEST_SIZE = 64
 _NO_DIGEST = "0" * _DIGEST_SIZE
 
-_ELEMENT_SIZE = {"U8": 1, "I8": 1, "F32": 4}
+_ELEMENT_SIZE = {"U8": 1, "I8": 1, "F16": 2, "F32": 4}
 _NUMPY_DTYPE: dict[str, np.dtype[np.generic]] = {
     "U8": np.dtype(np.uint8),
     "I8": np.dtype(np.int8),
+    "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
 }
 

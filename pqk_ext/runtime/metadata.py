@@ -29,7 +29,9 @@ VERSION, FEATURE_VERSION = (1, 0), (1, 1)
 CODECS: tuple[str, ...] = tuple(_core.codec_names())
 _CODEC_FEATURES = _core.codec_features()
 #: What files may require: operators or codecs that version 1.0 had not.
-FEATURES: tuple[str, ...] = tuple(sorted({"dilate", "float-codebook", "sequence-input", *_CODEC_FEATURES.values()}))
+FEATURES: tuple[str, ...] = tuple(
+    sorted({"dilate", "float-codebook", "half-affine", "sequence-input", *_CODEC_FEATURES.values()})
+)
 
 # What is left out of a node; a float has no default.
 _DEFAULTS: dict[str, int | list[int]] = {
@@ -89,10 +91,11 @@ class WeightRecord:
 
 @dataclass(frozen=True)
 class Metadata:
-    """A graph whose tensors have shapes and dtypes but no contents yet, and how its weights are coded."""
+    """A graph whose tensors have shapes and dtypes but no contents yet, and how they are coded."""
 
     graph: Graph
     weights: dict[int, WeightRecord]  # by node
+    half_affine: bool  # multipliers and biases are float16 in the file
     version: tuple[int, int]
 
 
@@ -100,17 +103,17 @@ def _refuse(code: str, field: str, expected: str, got: object) -> NoReturn:
     raise FormatError(code, field, -1, expected, str(got))
 
 
-def dump(graph: Graph, weights: Mapping[int, WeightRecord]) -> dict[str, Json]:
+def dump(graph: Graph, weights: Mapping[int, WeightRecord], *, half_affine: bool = False) -> dict[str, Json]:
     """The metadata without its digest; equal graphs give equal results."""
     nodes: list[Json] = [_dump_node(node, index, weights.get(index)) for index, node in enumerate(graph.nodes)]
     root: dict[str, Json] = {"input": list(graph.input.shape), "nodes": nodes, "version": list(VERSION)}
-    features = _required_features(graph, weights)
+    features = _required_features(graph, weights, half_affine)
     if features:
         root |= {"required_features": list(features), "version": list(FEATURE_VERSION)}
     return root
 
 
-def _required_features(graph: Graph, weights: Mapping[int, WeightRecord]) -> list[str]:
+def _required_features(graph: Graph, weights: Mapping[int, WeightRecord], half_affine: bool) -> list[str]:
     """The features that a file of this graph needs, sorted."""
     features = {_CODEC_FEATURES[weight.codec] for weight in weights.values() if weight.codec in _CODEC_FEATURES}
     for node in graph.nodes:
@@ -120,6 +123,8 @@ def _required_features(graph: Graph, weights: Mapping[int, WeightRecord]) -> lis
             features.add("dilate")
     if graph.sequence:
         features.add("sequence-input")
+    if half_affine and any("multiplier" in node.tensors for node in graph.nodes):
+        features.add("half-affine")
     return sorted(features)
 
 
@@ -175,10 +180,11 @@ def load(text: str) -> Metadata:
         if weight is not None:
             weights[index] = weight
     graph = Graph(Value(_shape(root["input"], "input"), "f32"), tuple(loaded))
-    used = _required_features(graph, weights)
+    half_affine = "half-affine" in features
+    used = _required_features(graph, weights, half_affine)
     if features != used:
         _refuse("E_FEATURE", "required_features", f"what the file uses, {used}", features)
-    return Metadata(graph, weights, version)
+    return Metadata(graph, weights, half_affine, version)
 
 
 def _load_version(version: Json) -> tuple[int, int]:

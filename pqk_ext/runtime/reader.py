@@ -165,18 +165,23 @@ def decode(parsed: metadata.Metadata, header: container.Header, data: Buffer, ru
 
     def filled(index: int) -> Node:
         node = parsed.graph.nodes[index]
-        return replace(node, tensors=_decode_node(index, node, parsed.weights.get(index), header.tensors, data))
+        expected = expected_entries(node, parsed.weights.get(index), parsed.half_affine)
+        return replace(
+            node, tensors=_decode_node(index, node, parsed.weights.get(index), expected, header.tensors, data)
+        )
 
     return Graph(parsed.graph.input, tuple(run(filled, range(len(parsed.graph.nodes)))))
 
 
-def expected_entries(node: Node, record: WeightRecord | None) -> dict[str, tuple[str, tuple[int, ...] | None]]:
+def expected_entries(
+    node: Node, record: WeightRecord | None, half_affine: bool
+) -> dict[str, tuple[str, tuple[int, ...] | None]]:
     """dtype and shape that a node's tensors have in the container; a coded weight's size is its codec's matter."""
     entries: dict[str, tuple[str, tuple[int, ...] | None]] = {}
     if record is not None:
         entries["weight"] = ("I8", record.shape) if record.codec == "raw" else ("U8", None)
     if "multiplier" in node.tensors:
-        entries["affine"] = ("F32", (2, *node.tensors["multiplier"].shape))
+        entries["affine"] = ("F16" if half_affine else "F32", (2, *node.tensors["multiplier"].shape))
     if "codebook" in node.tensors:
         entries["codebook"] = ("F32", node.tensors["codebook"].shape)
     for name in ("zero_point", "table"):
@@ -189,7 +194,8 @@ def _check_entries(parsed: metadata.Metadata, tensors: dict[str, container.Entry
     """The container holds exactly the tensors that the nodes need, in their dtypes and shapes."""
     unreferenced = set(tensors)
     for index, node in enumerate(parsed.graph.nodes):
-        for name, (dtype, shape) in expected_entries(node, parsed.weights.get(index)).items():
+        expected = expected_entries(node, parsed.weights.get(index), parsed.half_affine)
+        for name, (dtype, shape) in expected.items():
             key = f"{index}.{name}"
             entry = tensors.get(key)
             if entry is None:
@@ -215,11 +221,12 @@ def _decode_node(
     index: int,
     node: Node,
     record: WeightRecord | None,
+    names: Iterable[str],
     tensors: dict[str, container.Entry],
     data: Buffer,
 ) -> dict[str, NDArray[np.generic]]:
     decoded: dict[str, NDArray[np.generic]] = {}
-    for name in expected_entries(node, record):
+    for name in names:
         key = f"{index}.{name}"
         array = tensors[key].array(data)
         if name == "weight":

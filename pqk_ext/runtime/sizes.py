@@ -42,7 +42,7 @@ class TensorInfo:
         name: ``"<node index>.<tensor>"``.
         node: the node's own name.
         shape: of the decoded tensor.
-        dtype: ``"i8"``, ``"u8"`` or ``"f32"``.
+        dtype: ``"i8"``, ``"u8"``, ``"f16"`` or ``"f32"``.
         codec: of a weight; ``"raw"`` for all other tensors.
         count: number of elements.
         nonzeros: how many of them are not 0.
@@ -169,7 +169,8 @@ def _tensor(
     record: WeightRecord | None,
     stored: NDArray[np.generic],
 ) -> TensorInfo:
-    is_float = stored.dtype == np.float32
+    is_float = stored.dtype.kind == "f"
+    width = 8 * stored.dtype.itemsize
     bound = entropy.bound(values)
     if record is None:
         parts = {_OF_A_TENSOR.get(key.split(".")[1], "maps"): stored.nbytes}
@@ -180,13 +181,13 @@ def _tensor(
         name=key,
         node=node,
         shape=tuple(values.shape),
-        dtype="f32" if is_float else "u8" if record is None else "i8",
+        dtype=f"f{width}" if is_float else "u8" if record is None else "i8",
         codec="raw" if record is None else record.codec,
         count=math.prod(values.shape),
         nonzeros=int(np.count_nonzero(values)),
-        bits=record.bits if record else 32 if is_float else 8,
+        bits=record.bits if record else width,
         payload_bytes=stored.nbytes,
-        entropy_bits=32.0 if is_float else bound.bits / values.size,
+        entropy_bits=float(width) if is_float else bound.bits / values.size,
         mask_bits=0.0 if is_float else bound.mask / values.size,
         parts=parts,
     )

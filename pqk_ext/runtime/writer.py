@@ -35,7 +35,16 @@ def _encode_weight(
     return record, np.frombuffer(_core.encode_weight(name, flat, rows), np.uint8)
 
 
-def _encode_node(node: Node, codec: str | None, speed_tolerance: float) -> tuple[WeightRecord | None, _Tensors]:
+def _fits_half(graph: Graph) -> bool:
+    """Whether float16 holds every multiplier and bias exactly."""
+    parts = [node.tensors[name] for node in graph.nodes for name in ("multiplier", "bias") if name in node.tensors]
+    with np.errstate(over="ignore"):
+        return bool(parts) and all(np.array_equal(part.astype(np.float16), part) for part in parts)
+
+
+def _encode_node(
+    node: Node, codec: str | None, speed_tolerance: float, half_affine: bool
+) -> tuple[WeightRecord | None, _Tensors]:
     """The tensors of a node as the container holds them, by the part of their name after the node's index."""
     tensors: _Tensors = {}
     record = None
@@ -44,7 +53,8 @@ def _encode_node(node: Node, codec: str | None, speed_tolerance: float) -> tuple
         codebook = len(node.tensors["codebook"]) if "codebook" in node.tensors else None
         record, tensors["weight"] = _encode_weight(weight, codebook, codec, speed_tolerance)
     if "multiplier" in node.tensors:
-        tensors["affine"] = np.stack([node.tensors["multiplier"], node.tensors["bias"]])
+        affine = np.stack([node.tensors["multiplier"], node.tensors["bias"]])
+        tensors["affine"] = affine.astype(np.float16) if half_affine else affine
     for name in ("codebook", "zero_point", "table"):
         if name in node.tensors:
             tensors[name] = np.ascontiguousarray(node.tensors[name])
@@ -71,12 +81,13 @@ def dumps(graph: Graph, *, codec: str | None = None, speed_tolerance: float = SP
     checks.check_values(graph)
     weights: dict[int, WeightRecord] = {}
     tensors: _Tensors = {}
+    half_affine = _fits_half(graph)
     for index, node in enumerate(graph.nodes):
-        record, parts = _encode_node(node, codec, speed_tolerance)
+        record, parts = _encode_node(node, codec, speed_tolerance, half_affine)
         if record is not None:
             weights[index] = record
         tensors.update((f"{index}.{name}", part) for name, part in parts.items())
-    data = container.pack(metadata.dump(graph, weights), tensors)
+    data = container.pack(metadata.dump(graph, weights, half_affine=half_affine), tensors)
     reader.loads(data)
     return data
 

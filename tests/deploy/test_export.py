@@ -211,3 +211,32 @@ def test_file_runs_where_torch_cannot_be_imported(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", program], check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy").view(np.int32), model(x).numpy().view(np.int32))
+
+
+def test_channels_in_float16_make_a_smaller_file_with_the_same_bits(tmp_path: Path) -> None:
+    x, _ = batch(0, 64)
+    sizes, outputs = {}, {}
+    for bits in (16, 32):
+        torch.manual_seed(0)
+        config = pqk_ext.PQKConfig(sparsity=0.5, total_steps=4, affine_bits=bits)
+        model = pqk_ext.prepare(enliven(SmallNet(), x), config, example_inputs=x).eval()
+        path = tmp_path / f"{bits}.pqk"
+        pqk_ext.export(model, path)
+        pqk_ext.assert_parity(model, path, x)
+        sizes[bits], outputs[bits] = path.stat().st_size, model(x)
+        multiplier = pqk_ext.runtime.load(path).graph.nodes[1].tensors["multiplier"]
+        assert (multiplier == multiplier.astype(np.float16)).all() == (bits == 16)
+    assert sizes[16] < sizes[32]
+    torch.testing.assert_close(outputs[16], outputs[32], rtol=0.05, atol=0.05)
+
+
+def test_a_channel_too_large_for_float16_keeps_float32(tmp_path: Path) -> None:
+    x, _ = batch(0, 16)
+    model = pqk_ext.prepare(
+        enliven(SmallNet(), x), pqk_ext.PQKConfig(total_steps=4, affine_bits=16), example_inputs=x
+    ).eval()
+    with torch.no_grad():
+        model.fc.bias[0] = 1e6
+    pqk_ext.export(model, tmp_path / "net.pqk")
+    pqk_ext.assert_parity(model, tmp_path / "net.pqk", x)
+    assert model(x)[:, 0].min() > 9e5

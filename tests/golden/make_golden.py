@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,22 @@ def float_dilated() -> Graph:
     return Graph(Value((2, 2, 1), "f32"), nodes)
 
 
+def half_affine() -> Graph:
+    """Multipliers and biases that float16 holds."""
+    graph = small()
+    nodes = [
+        replace(
+            node,
+            tensors={
+                name: part.astype(np.float16).astype(np.float32) if name in ("multiplier", "bias") else part
+                for name, part in node.tensors.items()
+            },
+        )
+        for node in graph.nodes
+    ]
+    return Graph(graph.input, tuple(nodes))
+
+
 def golden() -> dict[str, tuple[Graph, str | None]]:
     """File name, graph and codec (None: the smallest) of every golden file."""
     first = ("raw", "bitmask", "csr", "huffman", "sparse-huffman")
@@ -241,6 +258,7 @@ def golden() -> dict[str, tuple[Graph, str | None]]:
         "v1.1/sequence.pqk": (sequence(), "huffman"),
         "v1.1/dilated.pqk": (dilated(), "huffman"),
         "v1.1/float_dilated.pqk": (float_dilated(), None),
+        "v1.1/half_affine.pqk": (half_affine(), "huffman"),
         **{f"v1.1/{codec}.pqk": (small(), codec) for codec in pqk_format.CODECS if codec not in first},
     }
 
