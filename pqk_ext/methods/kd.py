@@ -58,7 +58,7 @@ def kd(run: Run) -> dict[str, nn.Module]:
     if settings.teacher_steps:
         run.fit("teacher", teacher, steps=settings.teacher_steps)
         run.extra_steps += settings.teacher_steps
-    run.facts["teacher_validation_accuracy"] = run.accuracy(teacher)
+    run.facts["teacher_validation_accuracy"] = run.accuracy(teacher.eval())
     trainee = Distillation(
         run.prepare(run.network()),
         FloatTeacher(teacher, run.example_inputs),
