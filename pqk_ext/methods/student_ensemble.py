@@ -33,6 +33,8 @@ class StudentEnsembleSettings:
 
     Attributes:
         students: how many networks are trained at once; the paper has 5.
+        base_stages: how many stages belong to the base, at full width in all students, besides what comes before the
+            first. 0 is what the authors do for ResNets: the first convolution alone.
         alpha: weight of every student's own loss, cross-entropy.
         beta: weight of the feature maps' distance to those of student 1; 0 makes no adapters.
         gamma: weight of the divergence from the ensemble.
@@ -43,6 +45,7 @@ class StudentEnsembleSettings:
     """
 
     students: int = 3
+    base_stages: int = 0
     alpha: float = 0.7
     beta: float = 0.15
     gamma: float = 0.15
@@ -54,6 +57,8 @@ class StudentEnsembleSettings:
     def __post_init__(self) -> None:
         if type(self.students) is not int or self.students < 2:
             raise ValueError(f"students: expected an integer of at least 2, got {self.students!r}")
+        if type(self.base_stages) is not int or self.base_stages < 0:
+            raise ValueError(f"base_stages: expected an integer of at least 0, got {self.base_stages!r}")
         for name in ("alpha", "beta", "gamma", "temperature", "adapter_lr_factor"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
@@ -196,36 +201,46 @@ def student_ensemble(run: Run) -> dict[str, nn.Module]:
     (the program makes them in the first pass and adds them after an epoch). The students are pruned and quantized from
     the beginning, each with PQK's masks and step sizes, the base with one set of them.
 
-    Results are those after the last step; the paper reports the best test accuracy of each run.
+    One run costs less than S runs only where the base is a good part of the network: the adapters are as wide as
+    student 1, and on a CPU nothing is gained by running more at once. Results are those after the last step; the paper
+    reports the best test accuracy of each run.
 
     Raises:
-        ValueError: a model without stages, trained weights to start from, or too many students.
+        ValueError: a model without stages or with too few, trained weights to start from, or too many students.
     """
     settings: StudentEnsembleSettings = run.settings
-    if run.recipe.pretrained:
-        raise ValueError("pretrained: expected false: there are no trained weights for thinner branches")
-    plain = models.create(run.recipe.model, num_classes=run.data.classes)
-    if not hasattr(plain, "stage_channels") or not hasattr(plain, "stage_names"):
-        raise ValueError(f"model: expected one with the option stage_channels, got {run.recipe.model!r}")
-    widths = branch_widths(plain.stage_channels, settings.students)  # type: ignore[arg-type]
-    names = [f"student{number}" for number in range(1, settings.students + 1)]
-    networks = [run.network(stage_channels=width) for width in widths]
+    networks, stages = _networks(run, settings)
+    students = {f"student{number}": run.prepare(network) for number, network in enumerate(networks, 1)}
     sizes = [models.count_parameters(network) for network in networks]
     run.facts["students"] = {
-        name: {"stage_channels": list(width), "parameters": size, "relative_size": size / sizes[0]}
-        for name, width, size in zip(names, widths, sizes, strict=True)
+        name: {"stage_channels": list(network.stage_channels), "parameters": size, "relative_size": size / sizes[0]}  # type: ignore[arg-type]
+        for name, network, size in zip(students, networks, sizes, strict=True)
     }
-    students = [run.prepare(network) for network in networks]
     if settings.alone:
-        for name, student in zip(names, students, strict=True):
+        for name, student in students.items():
             run.fit(name, student)
     else:
-        run.fit("ensemble", StudentEnsemble(students, plain.stage_names, settings))  # type: ignore[arg-type]
+        run.fit("ensemble", StudentEnsemble(list(students.values()), stages, settings))
+    ensemble = AverageOfStudents(list(students.values()))
     run.facts["ensemble"] = {
-        f"{split}_accuracy": _accuracy(AverageOfStudents(students), *getattr(run.data, split))
-        for split in ("validation", "test")
+        f"{split}_accuracy": _accuracy(ensemble, *getattr(run.data, split)) for split in ("validation", "test")
     }
-    return dict(zip(names, students, strict=True))
+    return dict(students)
+
+
+def _networks(run: Run, settings: StudentEnsembleSettings) -> tuple[list[nn.Module], tuple[str, ...]]:
+    """The float networks, the widest first, and the stages of which their branches consist."""
+    if run.recipe.pretrained:
+        raise ValueError("pretrained: expected false: there are no trained weights for thinner branches")
+    plain, shared = run.network(), settings.base_stages
+    if not hasattr(plain, "stage_channels") or not hasattr(plain, "stage_names"):
+        raise ValueError(f"model: expected one with the option stage_channels, got {run.recipe.model!r}")
+    channels: tuple[int, ...] = plain.stage_channels  # type: ignore[assignment]
+    names: tuple[str, ...] = plain.stage_names  # type: ignore[assignment]
+    if shared >= len(names):
+        raise ValueError(f"base_stages: expected fewer than the {len(names)} stages of the model, got {shared}")
+    widths = branch_widths(channels[shared:], settings.students)
+    return [run.network(stage_channels=channels[:shared] + width) for width in widths], names[shared:]
 
 
 def _accuracy(ensemble: AverageOfStudents, x: Tensor, y: Tensor, batch_size: int = 256) -> float:

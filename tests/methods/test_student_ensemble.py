@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -16,12 +17,19 @@ import pqk_ext
 from pqk_ext import models, runtime
 from pqk_ext.deploy import compare, export
 from pqk_ext.methods import load_recipe, run
-from pqk_ext.methods.student_ensemble import StudentEnsemble, StudentEnsembleSettings, branch_widths
+from pqk_ext.methods.data import Data, load_data
+from pqk_ext.methods.run import Run
+from pqk_ext.methods.student_ensemble import (
+    StudentEnsemble,
+    StudentEnsembleSettings,
+    branch_widths,
+    student_ensemble,
+)
 from pqk_ext.nn import Role
 from pqk_ext.preparation import PreparedModel, find_taps
 from pqk_ext.preparation.sharing import share_beginning
 from pqk_ext.teachers.students import AverageOfStudents, average_logits
-from pqk_ext.training import assert_resume, fit
+from pqk_ext.training import assert_resume
 
 STAGES = ("layer1", "layer2", "layer3")
 WIDTHS = ((16, 32, 64), (10, 21, 42), (5, 10, 21))
@@ -87,6 +95,7 @@ def test_too_many_students() -> None:
     [
         ("students", 1),
         ("students", 2.0),
+        ("base_stages", -1),
         ("alpha", 0.0),
         ("alpha", float("nan")),
         ("beta", -0.1),
@@ -324,8 +333,8 @@ def test_masks_of_the_base_are_the_first_students() -> None:
 
 
 def test_composes_with_pqks_own_teacher() -> None:
-    trainee = make(sparsity=0.5, teacher=True, phase1_fraction=0.5, mask_update_interval=2)
-    train(trainee, 5)
+    trainee = make(sparsity=0.5, teacher=True, phase1_fraction=0.5, mask_update_interval=2, total_steps=4)
+    train(trainee, 3)
     assert all(student.pqk.phase == 2 for student in trainee.students)
     loss = trainee.loss(*images(20))
     loss.backward()
@@ -337,8 +346,8 @@ def test_composes_with_pqks_own_teacher() -> None:
 
 
 def test_files_of_all_students_begin_with_the_same_base(tmp_path: Path) -> None:
-    trainee = make(sparsity=0.5, phase1_fraction=1.0, mask_update_interval=1)
-    train(trainee, 8)
+    trainee = make(sparsity=0.5, phase1_fraction=1.0, mask_update_interval=1, total_steps=4)
+    train(trainee, 4)
     trainee.eval()
     x = images(30, 32)[0]
     layers = []
@@ -361,38 +370,60 @@ def test_stopped_runs_end_with_the_same_bytes() -> None:
 
     def arguments() -> dict[str, object]:
         trainee = make(sparsity=0.5, teacher=True, warmup_fraction=0.3, mask_update_interval=1, total_steps=6)
-        return {"model": trainee, "train": (x, y), "val": (x, y), "config": None, "batch_size": 8}
+        return {"model": trainee, "train": (x, y), "val": (x[:4], y[:4]), "config": None, "batch_size": 8}
 
-    assert_resume(arguments, stops=[1, 4])
-
-
-SHORT = {
-    "training.steps": 6,
-    "training.batch_size": 8,
-    "pqk.sparsity": 0.5,
-    "pqk.phase1_fraction": 1.0,
-}
+    assert_resume(arguments, stops=[4])
 
 
+SHORT = {"training.steps": 6, "training.batch_size": 8, "pqk.sparsity": 0.5, "pqk.phase1_fraction": 1.0}
+
+
+@pytest.fixture
+def few_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clips in the package, 64 of each split."""
+    splits = [getattr(load_data("keyword_spotting", "cifar"), s) for s in ("train", "validation", "test")]
+    data = Data(*((x[::11][:64], y[::11][:64]) for x, y in splits), classes=12)
+    monkeypatch.setattr(importlib.import_module("pqk_ext.methods.run"), "load_data", lambda name, pixels: data)
+
+
+@pytest.mark.usefixtures("few_clips")
 def test_recipe_makes_a_file_of_each_student(tmp_path: Path) -> None:
     result = run(load_recipe("student_ensemble", SHORT), tmp_path / "run", seed=1, progress=False)
     assert list(result["networks"]) == ["student1", "student2", "student3"]
     for name, network in result["networks"].items():
-        assert network["parity"] == {"samples": 980, "different": 0}
+        assert network["parity"] == {"samples": 64, "different": 0}
         assert (tmp_path / "run" / f"{name}.pqk").stat().st_size == network["bytes"]
     sizes = [network["bytes"] for network in result["networks"].values()]
     assert sizes[0] > sizes[1] > sizes[2]
     facts = result["facts"]
     assert [s["stage_channels"][0] for s in facts["students"].values()] == [64, 42, 21]
-    assert facts["students"]["student1"] == {
-        "stage_channels": [64, 64, 64, 64],
-        "parameters": 23_756,
-        "relative_size": 1.0,
-    }
-    assert 0 <= facts["ensemble"]["test_accuracy"] <= 1
+    widest = {"stage_channels": [64, 64, 64, 64], "parameters": 23_756, "relative_size": 1.0}
+    assert facts["students"]["student1"] == widest
+    assert set(facts["ensemble"]) == {"validation_accuracy", "test_accuracy"}
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
 
 
+@pytest.mark.usefixtures("few_clips")
+def test_accuracy_of_the_ensemble_is_that_of_the_files(tmp_path: Path) -> None:
+    changes = {**SHORT, "settings.students": 2, "settings.base_stages": 2}
+    work = Run(load_recipe("student_ensemble", changes), tmp_path, 0, progress=False)
+    students = student_ensemble(work)
+    x, y = work.data.test
+    logits = []
+    for name, student in students.items():
+        export(student, tmp_path / f"{name}.pqk")
+        logits.append(runtime.load(tmp_path / f"{name}.pqk", tune=False)(x.numpy()))
+    right = ((logits[0] + logits[1]).argmax(1) == y.numpy()).mean()
+    assert work.facts["ensemble"]["test_accuracy"] == right
+    # Two stages belong to the base: the students have them in common, at full width.
+    first, second = students.values()
+    assert first.layers[1] is not second.layers[1]
+    assert first.layers[1].pointwise is second.layers[1].pointwise
+    assert first.layers[2].pointwise is not second.layers[2].pointwise
+    assert work.facts["students"]["student2"]["stage_channels"] == [64, 64, 32, 32]
+
+
+@pytest.mark.usefixtures("few_clips")
 def test_control_trains_each_student_by_itself(tmp_path: Path) -> None:
     changes = {**SHORT, "settings.alone": True, "settings.students": 2}
     result = run(load_recipe("student_ensemble", changes), tmp_path / "run", progress=False)
@@ -404,12 +435,14 @@ def test_control_trains_each_student_by_itself(tmp_path: Path) -> None:
     assert (first.nodes[1].tensors["weight"] != second.nodes[1].tensors["weight"]).any()
 
 
+@pytest.mark.usefixtures("few_clips")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"pretrained": True}, "pretrained: expected false"),
         ({"model": "res8_narrow"}, "model: expected one with the option stage_channels, got 'res8_narrow'"),
         ({"settings.students": 65}, "students: expected at most 64"),
+        ({"settings.base_stages": 4}, "base_stages: expected fewer than the 4 stages"),
     ],
 )
 def test_recipes_that_cannot_be(changes: dict[str, object], words: str, tmp_path: Path) -> None:
@@ -424,14 +457,3 @@ def test_published_recipe() -> None:
     assert (settings["alpha"], settings["beta"], settings["gamma"], settings["temperature"]) == (0.7, 0.15, 0.15, 2.0)
     assert recipe.training.optimizer == "sgd"
     assert [recipe.training.lr_factor(p) for p in (0.0, 0.5, 0.75)] == pytest.approx([1, 0.1, 0.01])
-
-
-def test_fit_takes_it_and_validates_student_1(tmp_path: Path) -> None:
-    x, y = images(2, 24)
-    result = fit(make(), (x, y), (x, y), None, tmp_path / "run", batch_size=8, progress=False, tensorboard=False)
-    trainee = result.model
-    assert isinstance(trainee, StudentEnsemble)
-    assert trainee.step_count == 8
-    right = (trainee.students[0](x).argmax(1) == y).float().mean()
-    assert result.best_accuracy >= 0
-    assert not torch.isnan(right)
