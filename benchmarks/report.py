@@ -1,7 +1,8 @@
 """Writes benchmarks/results/README.md from the JSON files beside it, and its short tables into the main README.md.
 
 `python benchmarks/report.py` rewrites both; with `--check` it changes nothing and ends with 1 if they are out of date.
-In README.md the tables stand between two `results` marks; long ones, which are folded, are left out there.
+In README.md the tables stand between two `results` marks, those of `results/methods` between two `methods` marks; long
+ones, which are folded, are left out there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import report_codebooks
 import report_int8
 import report_load
+import report_methods
 import report_nets
 import report_size
 import report_size_penalty
@@ -27,6 +29,7 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 ALL = RESULTS / "README.md"
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- /results -->"
+METHODS_BEGIN, METHODS_END = "<!-- methods: written by benchmarks/report.py -->", "<!-- /methods -->"
 LONG_TABLE = 16  # lines; longer tables are folded
 
 
@@ -178,18 +181,32 @@ def without_long_tables(text: str) -> str:
     return re.sub(r"<details>\n<summary>(.*?)</summary>.*?</details>", rf"[\1]{link}", text, flags=re.DOTALL)
 
 
+def all_tables() -> str:
+    """What stands in the results' own page."""
+    methods = report_methods.report(RESULTS / "methods", "methods")
+    return f"{report()}\n## Methods, side by side\n\n{methods}" if methods else report()
+
+
+def between(text: str, begin: str, end: str, lines: str) -> str:
+    """The text with ``lines`` between its two marks."""
+    head, found, rest = text.partition(begin)
+    _, closing, tail = rest.partition(end)
+    if not found or not closing:
+        raise SystemExit(f"{README}: expected the marks {begin} and {end}")
+    return f"{head}{begin}\n\n{lines}\n{end}{tail}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a table is out of date")
     check = parser.parse_args().check
-    head, begin, rest = README.read_text().partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{README}: expected the marks {BEGIN} and {END}")
     everything = report()
+    readme = between(README.read_text(), BEGIN, END, without_long_tables(everything))
+    folder = (RESULTS / "methods").relative_to(ROOT).as_posix()
+    methods = without_long_tables(report_methods.report(RESULTS / "methods", folder))
     wanted = {
-        README: f"{head}{BEGIN}\n\n{without_long_tables(everything)}\n{END}{tail}",
-        ALL: f"# Results\n\nWritten by `benchmarks/report.py` from the files beside this one.\n\n{everything}",
+        README: between(readme, METHODS_BEGIN, METHODS_END, methods),
+        ALL: f"# Results\n\nWritten by `benchmarks/report.py` from the files beside this one.\n\n{all_tables()}",
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     for path in stale:

@@ -252,11 +252,48 @@ def test_report_of_codebooks() -> None:
     assert "<summary>k = 8</summary>" in lines
 
 
+def test_experiments_of_methods_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS / "methods")
+    run, report = load("run"), load("report_methods")
+    figure = {"mean": 0.875, "sd": 0.01, "n": 2, "values": [0.865, 0.885]}
+    difference = {"mean": 0.01, "low": -0.001, "high": 0.021, "n": 2, "better": 1, "worse": 1}
+    summary = {
+        "title": "A title",
+        "about": "",
+        "complete": True,
+        "seeds": 2,
+        "versions": {"pqk_ext": "1", "torch": "2"},
+        "machine": {"cpu": "a CPU"},
+        "latency": {"rounds": 15, "others": 0.04},
+        "arms": {"a": {}},
+        "rows": [{"row": "a", "test_accuracy": figure, "bytes": {**figure, "mean": 12345.0}}],
+        "pairs": [{"first": "a", "second": "b", "test_accuracy": difference}],
+        "cells": [{"arm": "a", "seed": 0, "state": "done", "command": "pqk train --recipe a"}],
+    }
+    work, results = tmp_path / "work", tmp_path / "results"
+    work.mkdir()
+    (work / "summary.json").write_text(json.dumps(summary))
+    (work / "pareto.svg").write_text("<svg/>")
+    run.publish("name", work, results)
+    assert sorted(path.name for path in results.iterdir()) == ["name.json", "name.md", "name.svg"]
+    page = (results / "name.md").read_text()
+    assert "![Accuracy against bytes](name.svg)" in page
+    assert "```sh\npqk train --recipe a\n```" in page
+    text = report.report(results, "methods")
+    assert "### A title" in text
+    assert "| a | 87.50 \u00b1 1.00 % | 12,345 |" in text
+    assert "| a \u2212 b | +1.00 [-0.10, +2.10] | 1 of 2 |" in text  # not bold: the interval holds 0
+    assert "[Every cell's command](methods/name.md)" in text
+
+
 def test_readme_tables_are_those_of_the_results() -> None:
     report = load("report")
-    everything = report.report()
-    assert f"{report.BEGIN}\n\n{report.without_long_tables(everything)}\n{report.END}" in report.README.read_text()
-    assert report.ALL.read_text().endswith(everything)
+    readme = report.README.read_text()
+    assert f"{report.BEGIN}\n\n{report.without_long_tables(report.report())}\n{report.END}" in readme
+    folder = "benchmarks/results/methods"
+    methods = report.report_methods.report(report.RESULTS / "methods", folder)
+    assert f"{report.METHODS_BEGIN}\n\n{report.without_long_tables(methods)}\n{report.METHODS_END}" in readme
+    assert report.ALL.read_text().endswith(report.all_tables())
 
 
 def test_long_tables_stand_with_the_results_only() -> None:

@@ -26,6 +26,8 @@ pqk train --data keyword_spotting --model ds_cnn --pretrained --config pqk.yaml 
 
 pqk report runs/kws
 
+pqk compare --methods pqk,pqk:pqk.teacher=false --out runs/teacher
+
 pqk export runs/kws -o kws.pqk
 
 pqk eval kws.pqk --data keyword_spotting

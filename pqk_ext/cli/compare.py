@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def compare(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of cells and results; goes on in it.")],
     experiment: Annotated[
         Path | None, typer.Argument(metavar="[EXPERIMENT.yaml]", help="Arms, seeds and pairs; or use --methods.")
@@ -41,16 +43,20 @@ def compare(
 ) -> None:
     """Compare methods at equal steps with equal seeds: means, deviations, paired differences.
 
-    Stopped at any time, the same command goes on. Writes summary.json, summary.md and pareto.svg into DIR. Ends with
-    1 if a cell failed; the others are done all the same.
+    Stopped at any time, the same command goes on. Writes summary.json, summary.md and pareto.svg into DIR (the picture
+    needs matplotlib: pip install 'pqk_ext[report]'). Ends with 1 if a cell failed; the others are done all the same.
     """
     check_json(json)
     from pqk_ext.compare import run_experiment
 
     chosen = _read(experiment, methods, seeds).changed(seeds=seeds, overrides=_overrides(changes, data), budget=budget)
-    with progress_bar() as bar:
-        shown = _Shown(bar)
-        summary = run_experiment(chosen, out, jobs=jobs, on_plan=shown.plan, on_start=shown.start, on_end=shown.end)
+    try:
+        with progress_bar() as bar:
+            shown = _Shown(bar)
+            summary = run_experiment(chosen, out, jobs=jobs, on_plan=shown.plan, on_start=shown.start, on_end=shown.end)
+    except (KeyboardInterrupt, SystemExit):
+        print(f"pqk: stopped; this goes on with it: pqk {shlex.join(context.obj)}", file=sys.stderr)
+        raise
     failed = [cell for cell in summary["cells"] if cell["state"] == "failed"]
     emit(summary, json, *_tables(summary), f"{out / 'summary.md'}: {len(summary['cells']) - len(failed)} cells")
     if failed:

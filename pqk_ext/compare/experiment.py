@@ -19,6 +19,7 @@ from pqk_ext.strict_yaml import Document, read_document
 __all__ = ["Arm", "Experiment", "expand", "from_methods", "read_experiment", "set_words"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}")
+_PLAIN = re.compile(r"[A-Za-z_/$][\w./:$+-]*( [\w./$+-]+)*")  # texts that need no quotes in YAML, but for such as true
 _FIELDS = ("title", "about", "seeds", "arms", "compare")
 _ARM_FIELDS = ("recipe", "set", "network", "budget")
 _FREE = "free"
@@ -110,7 +111,7 @@ def _yaml_value(value: Any) -> str:
     if isinstance(value, float):
         mantissa, e, exponent = repr(value).partition("e")
         return f"{mantissa}.0e{exponent}" if e and "." not in mantissa else repr(value)  # YAML 1.1 has no 1e-05
-    is_plain = isinstance(value, str) and value == yaml.safe_load(value) and not re.search(r"[\[\]{},]", value)
+    is_plain = isinstance(value, str) and _PLAIN.fullmatch(value) and value == yaml.safe_load(value)
     return str(value) if is_plain else json.dumps(value)
 
 
@@ -173,7 +174,7 @@ def _check_keys(
         raise ValueError(f"{document.place(*trail)}{trail[-1]}: expected a mapping, got {values!r}")
     for key in values:
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(known)}"
             raise ValueError(f"{document.place(*trail, key)}unknown key {key!r}; {hint}")
     for key in required:
@@ -187,7 +188,7 @@ def _read_arm(document: Document, name: str, folder: Path) -> Arm:
     if not _NAME.fullmatch(name):
         raise ValueError(f"{document.place(*trail)}arm {name!r}: expected a name of letters, digits and _ . + -")
     _check_keys(document, trail, values, _ARM_FIELDS, required=("recipe",))
-    for key in ("recipe", "network", "budget"):
+    for key in ("recipe", "network"):
         if key in values and not (isinstance(values[key], str) and values[key]):
             raise ValueError(f"{document.place(*trail, key)}{key}: expected text, got {values[key]!r}")
     if values.get("budget", _FREE) != _FREE:

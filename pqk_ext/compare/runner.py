@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,9 +30,10 @@ def run_experiment(
     on_end: Callable[[Ended], None] = lambda ended: None,
     program: Sequence[str] = PROGRAM,
 ) -> dict[str, Any]:
-    """Runs what is not done yet, then measures, and writes ``summary.json``, ``summary.md`` and ``experiment.yaml``.
+    """Runs what is not done yet, then measures, and writes ``summary.json``, ``summary.md`` and ``pareto.svg``.
 
-    The summary is rewritten after each cell, without latencies, so that a long experiment can be looked at.
+    The picture needs matplotlib and is left out without it. The summary is rewritten after each cell, without
+    latencies, so that a long experiment can be looked at.
 
     Args:
         experiment: what to run.
@@ -61,8 +63,9 @@ def run_experiment(
 
         def write(latencies: dict[str, Any] | None) -> dict[str, Any]:
             summary = summarize(experiment, recipes, cells, errors, latencies)
+            picture = _draw(summary, directory / "pareto.svg") if latencies is not None else None
             replace_file(directory / "summary.json", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
-            replace_file(directory / "summary.md", to_markdown(summary).encode())
+            replace_file(directory / "summary.md", to_markdown(summary, picture).encode())
             return summary
 
         def ended(process: Ended) -> None:
@@ -77,6 +80,19 @@ def run_experiment(
         return write(measure_latencies(_files(cells), directory / "latency.json"))
     finally:
         lock.release()
+
+
+def _draw(summary: dict[str, Any], path: Path) -> str | None:
+    """Name of the picture, if there is anything to draw and to draw it with."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    from pqk_ext.compare.picture import to_svg
+
+    picture = to_svg(summary)
+    if picture is None:
+        return None
+    replace_file(path, picture.encode())
+    return path.name
 
 
 def _files(cells: Sequence[Cell]) -> list[Path]:

@@ -5,30 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["conditions", "markdown_table", "pair_cells", "row_cells", "to_markdown"]
+__all__ = ["pair_cells", "row_cells", "tables", "to_markdown"]
 
 Summary = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
 """Names of the columns, and the rows."""
 
 
-def to_markdown(summary: Summary) -> str:
-    """Title, table of the rows, table of the pairs, failures, and how each cell is run again."""
-    lines = [f"# {summary['title']}", ""]
-    lines += [summary["about"].strip(), ""] if summary["about"] else []
-    lines += [conditions(summary), "", *markdown_table(*row_cells(summary)), ""]
+def to_markdown(summary: Summary, picture: str | None = None) -> str:
+    """A page: title, tables, failures, and how each cell is run again.
+
+    Args:
+        summary: what :func:`pqk_ext.compare.run_experiment` gives.
+        picture: name of the picture beside the page, if there is one.
+    """
+    lines = [f"# {summary['title']}", "", *tables(summary), *_troubles(summary)]
+    lines += [f"![Accuracy against bytes]({picture})", ""] if picture is not None else []
+    return "\n".join([*lines, *_commands(summary)]).rstrip() + "\n"
+
+
+def tables(summary: Summary) -> list[str]:
+    """Lines of Markdown: what it is about, on what machine, one row an arm and network, one row a pair."""
+    lines = [summary["about"].strip(), ""] if summary["about"] else []
+    lines += [_conditions(summary), "", *_markdown(*row_cells(summary)), ""]
     if summary["pairs"]:
         lines += [
             "Differences seed by seed in points, with the 95 % interval of their mean (Student's t):",
             "",
-            *markdown_table(*pair_cells(summary)),
+            *_markdown(*pair_cells(summary)),
             "",
         ]
-    lines += [*_troubles(summary), *_commands(summary)]
-    return "\n".join(lines).rstrip() + "\n"
+    return lines
 
 
-def conditions(summary: Summary) -> str:
+def _conditions(summary: Summary) -> str:
     """What the figures were taken on, in one paragraph."""
     done = sum(cell["state"] == "done" for cell in summary["cells"])
     count = "" if summary["complete"] else f" ({done} of {len(summary['cells'])} cells so far)"
@@ -124,7 +134,7 @@ def _without_empty_columns(header: Sequence[str], rows: Sequence[Sequence[str]])
     return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The first column is text, the others are numbers."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]

@@ -8,12 +8,13 @@ import io
 import re
 from collections.abc import Callable
 from html import escape
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "GRID", "INK", "MUTED", "Picture", "legend_below", "new_figure", "render", "styled"]
+__all__ = ["COLOURS", "GRID", "INK", "MUTED", "Picture", "legend_below", "new_figure", "render", "standalone", "styled"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -133,3 +134,13 @@ def render(name: str, title: str, text: str, figure: Figure) -> Picture:
     head = f'<svg role="img" aria-labelledby="{name}-title {name}-text" viewBox="{size[0][9:-1]}">'
     head += f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-text">{escape(text)}</desc>'
     return Picture(title, head + svg[svg.index(">") + 1 :].strip(), text)
+
+
+def standalone(picture: Picture) -> str:
+    """The picture as a file of its own, light or dark as its reader's screen, in the colours of the page."""
+    page = (files("pqk_ext.report") / "page.html").read_text()
+    light, dark, *_ = re.findall(r":root \{.*?\}", page, re.DOTALL)  # the third is for printers
+    style = f"{light} @media (prefers-color-scheme: dark) {{ {dark} }} svg {{ background: var(--panel); }}"
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
+    head, _, body = picture.svg.partition(">")
+    return f"{head.replace('<svg', f'<svg {names}', 1)}><style>{style}</style>{body}\n"
