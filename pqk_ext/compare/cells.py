@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,10 @@ from typing import Any
 
 from pqk_ext.compare.experiment import Arm, Experiment, expand, set_words
 from pqk_ext.methods import Recipe, load_recipe
-from pqk_ext.runtime.replace import replace_file
 from pqk_ext.training.errors import ResumeMismatchError
 
-__all__ = ["Cell", "claim_directory", "load_recipes", "make_cells"]
+__all__ = ["Cell", "check_recipes", "load_recipes", "make_cells"]
 
-_RECIPE = "recipe.json"
 # What must be equal for arms to be compared at equal cost; an arm that differs says so.
 _BUDGET = ("steps", "batch_size")
 
@@ -125,39 +122,43 @@ def make_cells(experiment: Experiment, directory: Path) -> list[Cell]:
     ]
 
 
-def claim_directory(cells: Sequence[Cell], recipes: Mapping[str, Recipe]) -> None:
-    """Writes the recipe of each arm beside its cells.
+def check_recipes(cells: Sequence[Cell], recipes: Mapping[str, Recipe]) -> None:
+    """Refuses results of other recipes.
 
-    What the recipes say counts, not the commit that wrote them: settings that a later version added have their
-    defaults in an older file.
+    What the recipes say counts, not the commit that ran them: settings that a later version added have their defaults
+    in an older result, and folders of data and weights may have moved.
 
     Raises:
-        ResumeMismatchError: an arm has cells made by another recipe; names the arm and all differences.
+        ResumeMismatchError: names the cells and all differences.
+        ValueError: a result that is none.
     """
-    folders = {cell.arm.name: cell.directory.parent for cell in cells}
-    for name, folder in folders.items():
-        path = folder / _RECIPE
-        if path.exists() and any(folder.glob("seed*")):
-            _check_same(name, path, recipes[name])
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(recipes[name].to_dict(), indent=2) + "\n").encode())
+    for cell in cells:
+        if not cell.done:
+            continue  # if it was begun, `pqk train` compares
+        changes = _changes(cell.result().get("recipe", {}), recipes[cell.arm.name])
+        if changes:
+            raise ResumeMismatchError(
+                f"{cell.name}: the result in {cell.directory} is of another recipe ({'; '.join(changes)}); "
+                "take another --out, or remove that folder"
+            )
 
 
-def _check_same(arm: str, path: Path, recipe: Recipe) -> None:
-    old = json.loads(path.read_text())
+def _changes(old: dict[str, Any], recipe: Recipe) -> list[str]:
     with contextlib.suppress(ValueError):  # a setting that is no more is shown as a difference
         old = Recipe.from_dict(old).to_dict()
     before, now = _flat(old), _flat(json.loads(json.dumps(recipe.to_dict())))
-    changes = [
+    return [
         f"{key}: {before.get(key, 'not set')!r} then, {now.get(key, 'not set')!r} now"
         for key in {**before, **now}
-        if before.get(key) != now.get(key)
+        if _without_folder(key, before.get(key)) != _without_folder(key, now.get(key))
     ]
-    if changes:
-        raise ResumeMismatchError(
-            f"arm {arm}: {os.fspath(path.parent)} holds cells of another recipe ({'; '.join(changes)}); "
-            "take another --out, or remove that folder"
-        )
+
+
+def _without_folder(key: str, value: Any) -> Any:
+    """The kind of the data, the name of an archive of weights."""
+    if not isinstance(value, str) or key not in ("data", "pretrained"):
+        return value
+    return value.partition(":")[0] if key == "data" else Path(value).name
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,7 +20,7 @@ __all__ = ["Arm", "Experiment", "expand", "from_methods", "read_experiment", "se
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}")
 _PLAIN = re.compile(r"[A-Za-z_/$][\w./:$+-]*( [\w./$+-]+)*")  # texts that need no quotes in YAML, but for such as true
-_FIELDS = ("title", "about", "seeds", "arms", "compare")
+_FIELDS = ("title", "about", "seeds", "set", "arms", "compare")
 _ARM_FIELDS = ("recipe", "set", "network", "budget")
 _FREE = "free"
 
@@ -141,7 +141,8 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment:
           - [rco, kd]
 
     An arm may also have ``network`` (which of several networks) and ``budget: free`` (other steps than the rest); a
-    recipe that ends in ``.yaml`` is a file beside this one.
+    recipe that ends in ``.yaml`` is a file beside this one. Beside ``arms``, ``set`` holds settings of all arms that do
+    not say otherwise.
 
     Raises:
         OSError: it cannot be read.
@@ -151,7 +152,14 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment:
     document = read_document(path, depth=6, lists=2)
     _check_keys(document, (), document.values, _FIELDS, required=("title", "seeds", "arms"))
     values = document.values
-    for name, kind in (("title", str), ("about", str), ("seeds", int), ("arms", dict), ("compare", list)):
+    for name, kind in (
+        ("title", str),
+        ("about", str),
+        ("seeds", int),
+        ("set", dict),
+        ("arms", dict),
+        ("compare", list),
+    ):
         if name in values and (not isinstance(values[name], kind) or isinstance(values[name], bool)):
             raise ValueError(f"{document.place(name)}{name}: expected {_KINDS[kind]}, got {values[name]!r}")
     arms = {name: _read_arm(document, name, path.parent) for name in values["arms"]}
@@ -196,6 +204,7 @@ def _read_arm(document: Document, name: str, folder: Path) -> Arm:
     overrides = values.get("set", {})
     if not isinstance(overrides, dict):
         raise ValueError(f"{document.place(*trail, 'set')}set: expected a mapping of settings, got {overrides!r}")
+    overrides = document.values.get("set", {}) | overrides
     recipe = values["recipe"]
     recipe = str(folder / recipe) if recipe.endswith((".yaml", ".yml")) else recipe
     return Arm(name=name, recipe=recipe, overrides=overrides, network=values.get("network"), free="budget" in values)

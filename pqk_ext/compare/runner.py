@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pqk_ext.compare.cells import Cell, claim_directory, load_recipes, make_cells
+from pqk_ext.compare.cells import Cell, check_recipes, load_recipes, make_cells
 from pqk_ext.compare.experiment import Experiment
 from pqk_ext.compare.latency import measure_latencies
 from pqk_ext.compare.processes import PROGRAM, Ended, run_cells
@@ -57,7 +57,7 @@ def run_experiment(
     directory.mkdir(parents=True, exist_ok=True)
     lock = RunLock(directory)
     try:
-        claim_directory(cells, recipes)
+        check_recipes(cells, recipes)
         replace_file(directory / "experiment.yaml", experiment.to_yaml().encode())
         errors: dict[Cell, str] = {}
 

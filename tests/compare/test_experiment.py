@@ -44,6 +44,13 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert experiment.pairs == [("pqk", "plain"), ("pqk/pqk", "own")]
 
 
+def test_settings_of_all_arms(tmp_path: Path) -> None:
+    text = TEXT.replace("arms:", "set: {training.steps: 8, training.lr: 0.5}\narms:")
+    experiment = read_experiment(write(tmp_path, text))
+    assert experiment.arms["pqk"].overrides == {"training.steps": 8, "training.lr": 0.5}
+    assert experiment.arms["plain"].overrides["training.lr"] == 1e-5
+
+
 def test_what_is_written_is_read_as_the_same(tmp_path: Path) -> None:
     experiment = read_experiment(write(tmp_path, TEXT.replace("own.yaml", "/tmp/own.yaml")))
     assert read_experiment(write(tmp_path, experiment.to_yaml())) == experiment
@@ -56,7 +63,7 @@ def test_what_is_written_is_read_as_the_same(tmp_path: Path) -> None:
         ("seeds: 3", "seeds: true", "3:1: seeds: expected a whole number, got True"),
         ("seeds: 3\n", "", "expected the key 'seeds', which is missing"),
         ("title: Teacher or none", "title: ''", "1:1: title: expected some text"),
-        ("compare:", "contrast:", "8:1: unknown key 'contrast'; known keys: title, about, seeds, arms, compare"),
+        ("compare:", "contrast:", "8:1: unknown key 'contrast'; known keys: title, about, seeds, set, arms, compare"),
         ("recipe: pqk}", "recip: pqk}", "5:11: unknown key 'recip'; did you mean 'recipe'?"),
         ("network: pqk", "network: 3", "6:70: network: expected text, got 3"),
         ("budget: free", "budget: 100", "6:84: budget: expected 'free', got 100"),

@@ -15,14 +15,14 @@ import pytest
 
 import pqk_ext
 from pqk_ext.compare import Experiment, from_methods, run_experiment
-from pqk_ext.compare.cells import Cell
+from pqk_ext.compare.cells import Cell, load_recipes
 from pqk_ext.compare.picture import pareto_front
 from pqk_ext.compare.processes import Ended
 from pqk_ext.runtime import format
 from pqk_ext.training.errors import ResumeMismatchError, RunLockedError
 from tests.runtime.graphs import ds_cnn
 
-# Accuracy is 0.8 + seed / 100, 0.05 more with a teacher; `settings.wait` and so on are what the tests ask for by file.
+# Accuracy is 0.8 + seed / 100, 0.05 more with a teacher. What a test wants of a cell it says by files.
 CELL = """
 import json, os, pathlib, shutil, signal, sys, time
 words = sys.argv[1:]
@@ -43,7 +43,9 @@ shutil.copy(folder / "net.pqk", directory / "pqk.pqk")
 right = 0.8 + seed / 100 + 0.05 * ("pqk.teacher=false" not in words) + 0.01 * (seed == 1)
 network = {"file": "pqk.pqk", "test_accuracy": right, "validation_accuracy": right - 0.1, "bytes": 1000 + seed}
 names = ["big", "small"] if (folder / "two").exists() else ["pqk"]
-result = {"networks": {name: network for name in names}, "steps": 920, "extra_steps": 0, "seconds": 1.5, "recipe": {}}
+recipe = json.loads((folder / "recipes.json").read_text())[directory.parent.name]
+result = {"networks": {name: network for name in names}, "recipe": recipe}
+result |= {"steps": 920, "extra_steps": 0, "seconds": 1.5}
 (directory / "result.json").write_text(json.dumps(result))
 """
 PROGRAM = (sys.executable, "-S", "-c", CELL)
@@ -61,6 +63,8 @@ def experiment(seeds: int = 2) -> Experiment:
 
 
 def run(folder: Path, wanted: Experiment, **options: Any) -> dict[str, Any]:
+    recipes = {name: recipe.to_dict() for name, recipe in load_recipes(wanted).items()}
+    (folder / "recipes.json").write_text(json.dumps(recipes))
     return run_experiment(wanted, folder, program=PROGRAM, **options)
 
 
@@ -135,20 +139,30 @@ def test_cells_of_another_recipe_are_not_mixed(folder: Path) -> None:
     renamed = Experiment(
         title="t", seeds=1, pairs=[], arms={"pqk": type(arm)(name="pqk", recipe="pqk", overrides=arm.overrides)}
     )
-    with pytest.raises(ResumeMismatchError, match=r"arm pqk: .*pqk\.sparsity: 0\.8 then, 0\.5 now"):
+    with pytest.raises(ResumeMismatchError, match=r"pqk, seed 0: .*pqk\.sparsity: 0\.8 then, 0\.5 now"):
         run(folder, renamed)
 
 
-def test_settings_that_a_later_version_added_do_not_matter(folder: Path) -> None:
+def test_settings_that_a_later_version_added_and_folders_do_not_matter(folder: Path) -> None:
     run(folder, experiment(1))
-    path = folder / "cells" / "pqk" / "recipe.json"
-    stored = json.loads(path.read_text())
-    del stored["training"]["gamma"]  # as if an older version had had no such setting
-    path.write_text(json.dumps(stored))
+    path = folder / "cells" / "pqk" / "seed0" / "result.json"
+    result = json.loads(path.read_text())
+    recipe = result["recipe"]
+    del recipe["training"]["gamma"]  # as if an older version had had no such setting
+    recipe["data"] = "keyword_spotting:/elsewhere"
+    path.write_text(json.dumps(result))
     assert run(folder, experiment(1))["complete"]
-    stored["training"]["momentun"] = 0.3  # a setting that is no more
-    path.write_text(json.dumps(stored))
+    recipe["data"] = "cifar10:/elsewhere"
+    path.write_text(json.dumps(result))
+    with pytest.raises(ResumeMismatchError, match=r"data: 'cifar10:/elsewhere' then, 'keyword_spotting' now"):
+        run(folder, experiment(1))
+    recipe["data"] = "keyword_spotting"
+    recipe["training"]["momentun"] = 0.3  # a setting that is no more
+    path.write_text(json.dumps(result))
     with pytest.raises(ResumeMismatchError, match=r"training\.momentun: 0\.3 then, 'not set' now"):
+        run(folder, experiment(1))
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"result\.json: no JSON"):
         run(folder, experiment(1))
 
 
