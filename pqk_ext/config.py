@@ -3,73 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]
 
+from pqk_ext.fields import Checked, check_value, choice, field, flag, integer, number, one_of, unknown
 from pqk_ext.strict_yaml import read_mapping
 
 __all__ = ["LayerSettings", "PQKConfig"]
-
-# A check returns what is allowed when the value is refused, and None when it is fine.
-_Check = Callable[[object], str | None]
-
-
-def _number(
-    default: float, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
-) -> Any:
-    allowed = f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high or high == math.inf else ']'}"
-
-    def check(value: object) -> str | None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return allowed
-        fits = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
-        return None if fits else allowed
-
-    return dataclasses.field(default=default, metadata={"check": check})
-
-
-def _integer(default: int, low: int, high: int | None = None) -> Any:
-    allowed = f"an integer from {low} to {high}" if high is not None else f"an integer of at least {low}"
-
-    def check(value: object) -> str | None:
-        fits = type(value) is int and value >= low and (high is None or value <= high)
-        return None if fits else allowed
-
-    return dataclasses.field(default=default, metadata={"check": check})
-
-
-def _flag(default: bool) -> Any:
-    def check(value: object) -> str | None:
-        return None if type(value) is bool else "true or false"
-
-    return dataclasses.field(default=default, metadata={"check": check})
-
-
-def _one_of(default: int, *others: int) -> Any:
-    allowed = (default, *others)
-
-    def check(value: object) -> str | None:
-        return None if type(value) is int and value in allowed else "one of " + ", ".join(map(str, allowed))
-
-    return dataclasses.field(default=default, metadata={"check": check})
-
-
-def _choice(default: str, *others: str) -> Any:
-    allowed = (default, *others)
-
-    def check(value: object) -> str | None:
-        return None if isinstance(value, str) and value in allowed else "one of " + ", ".join(allowed)
-
-    return dataclasses.field(default=default, metadata={"check": check})
-
 
 # What may differ from layer to layer.
 _OF_A_LAYER = ("sparsity", "weight_bits", "act_bits")
@@ -91,7 +38,7 @@ def _layers() -> Any:
                     return f"{wrong} for {name} of {pattern!r} (found {reprlib.repr(setting)})"
         return None
 
-    return dataclasses.field(default_factory=dict, hash=False, metadata={"check": check})
+    return field(check, {})
 
 
 def _compiles(pattern: str) -> bool:
@@ -118,7 +65,7 @@ class LayerSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PQKConfig:
+class PQKConfig(Checked):
     """Settings of pruning, quantization and distillation; every field is checked when the object is made.
 
     The fields follow Kim, Chang and Kwak, "PQK: Model Compression via Pruning, Quantization, and Knowledge
@@ -170,54 +117,47 @@ class PQKConfig:
             ``ranking``, ``prune_linear`` and ``prune_depthwise`` say; 0 leaves it dense.
     """
 
-    sparsity: float = _number(0.9, 0, 1, open_high=True)
-    weight_bits: int = _integer(8, 2, 8)
-    act_bits: int = _integer(8, 2, 8)
-    first_layer_bits: int = _integer(8, 2, 8)
-    last_layer_bits: int = _integer(8, 2, 8)
+    sparsity: float = number(0.9, 0, 1, open_high=True)
+    weight_bits: int = integer(8, 2, 8)
+    act_bits: int = integer(8, 2, 8)
+    first_layer_bits: int = integer(8, 2, 8)
+    last_layer_bits: int = integer(8, 2, 8)
 
-    total_steps: int = _integer(2000, 1)
-    phase1_fraction: float = _number(0.5, 0, 1, open_low=True)
-    warmup_fraction: float = _number(0.05, 0, 1, open_high=True)
-    float_fraction: float = _number(0.0, 0, 1)
-    ramp_end: float = _number(0.75, 0, 1, open_low=True)
-    mask_update_interval: int = _integer(16, 1)
+    total_steps: int = integer(2000, 1)
+    phase1_fraction: float = number(0.5, 0, 1, open_low=True)
+    warmup_fraction: float = number(0.05, 0, 1, open_high=True)
+    float_fraction: float = number(0.0, 0, 1)
+    ramp_end: float = number(0.75, 0, 1, open_low=True)
+    mask_update_interval: int = integer(16, 1)
 
-    ranking: Literal["global", "per_layer", "fixed"] = _choice("global", "per_layer", "fixed")
-    granularity: Literal["unstructured", "1x4", "filter"] = _choice("unstructured", "1x4", "filter")
-    min_keep_per_channel: int = _integer(1, 0)
-    min_keep_fraction: float = _number(0.01, 0, 1)
-    prune_linear: bool = _flag(False)
-    prune_depthwise: bool = _flag(True)
+    ranking: Literal["global", "per_layer", "fixed"] = choice("global", "per_layer", "fixed")
+    granularity: Literal["unstructured", "1x4", "filter"] = choice("unstructured", "1x4", "filter")
+    min_keep_per_channel: int = integer(1, 0)
+    min_keep_fraction: float = number(0.01, 0, 1)
+    prune_linear: bool = flag(False)
+    prune_depthwise: bool = flag(True)
 
-    temperature: float = _number(2.0, 0, open_low=True)
-    kd_weight: float = _number(1.0, 0)
-    ce_weight: float = _number(1.0, 0)
-    kd_warmup_fraction: float = _number(0.0, 0, 1)
-    teacher_weights: Literal["float", "quantized"] = _choice("float", "quantized")
-    routing: Literal["disjoint", "shared"] = _choice("disjoint", "shared")
-    kl_direction: Literal["one_way", "two_way"] = _choice("one_way", "two_way")
-    batch_norm: Literal["separate", "shared"] = _choice("separate", "shared")
-    step_size: Literal["learn", "freeze"] = _choice("learn", "freeze")
-    step_size_lr_factor: float = _number(0.01, 0)
-    teacher: bool = _flag(True)
-    affine_bits: int = _one_of(32, 16)
-    size_penalty: float = _number(0.0, 0)
+    temperature: float = number(2.0, 0, open_low=True)
+    kd_weight: float = number(1.0, 0)
+    ce_weight: float = number(1.0, 0)
+    kd_warmup_fraction: float = number(0.0, 0, 1)
+    teacher_weights: Literal["float", "quantized"] = choice("float", "quantized")
+    routing: Literal["disjoint", "shared"] = choice("disjoint", "shared")
+    kl_direction: Literal["one_way", "two_way"] = choice("one_way", "two_way")
+    batch_norm: Literal["separate", "shared"] = choice("separate", "shared")
+    step_size: Literal["learn", "freeze"] = choice("learn", "freeze")
+    step_size_lr_factor: float = number(0.01, 0)
+    teacher: bool = flag(True)
+    affine_bits: int = one_of(32, 16)
+    size_penalty: float = number(0.0, 0)
 
     layers: Mapping[str, Mapping[str, float]] = _layers()
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            _check_value(field.name, value)
-            if type(field.default) is float:
-                # An integer is a fine value; stored as float so that equal configs have equal YAML.
-                object.__setattr__(self, field.name, float(value))
-        layers = {pattern: dict(own) for pattern, own in self.layers.items()}
-        object.__setattr__(self, "layers", layers)
-        self._check_together()
+        super().__post_init__()
+        object.__setattr__(self, "layers", {pattern: dict(own) for pattern, own in self.layers.items()})
 
-    def _check_together(self) -> None:
+    def check_together(self) -> None:
         if self.warmup_fraction >= self.ramp_end:
             raise ValueError(
                 f"ramp_end: expected a number above warmup_fraction = {self.warmup_fraction:g} (pruning begins where "
@@ -312,22 +252,13 @@ class PQKConfig:
         return cls.from_dict(read_mapping(Path(path), _check_key, _check_read_value, depth=3))
 
 
-_FIELDS = {field.name: field for field in dataclasses.fields(PQKConfig)}
-
-
-def _check_value(name: str, value: object, place: str = "") -> None:
-    allowed = _FIELDS[name].metadata["check"](value)
-    if allowed is not None:
-        raise ValueError(f"{place}{name}: expected {allowed}, got {reprlib.repr(value)}")
+_FIELDS = {one.name: one for one in dataclasses.fields(PQKConfig)}
 
 
 def _check_read_value(name: str, value: object, place: str) -> None:
-    _check_value(name, value, place)
+    check_value(PQKConfig, name, value, place)
 
 
 def _check_key(key: object, place: str = "") -> None:
-    if isinstance(key, str) and key in _FIELDS:
-        return
-    nearest = difflib.get_close_matches(str(key), _FIELDS, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else "known keys: " + ", ".join(_FIELDS)
-    raise ValueError(f"{place}unknown key {reprlib.repr(key)}; {hint}")
+    if not isinstance(key, str) or key not in _FIELDS:
+        raise ValueError(unknown(key, _FIELDS, place))

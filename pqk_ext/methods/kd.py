@@ -6,6 +6,7 @@ import dataclasses
 
 from torch import nn
 
+from pqk_ext.fields import Checked, integer, number, text, text_or_flag
 from pqk_ext.methods._registry import method
 from pqk_ext.methods.distillation import Distillation
 from pqk_ext.methods.run import Run
@@ -15,7 +16,7 @@ __all__ = ["KDSettings", "kd"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KDSettings:
+class KDSettings(Checked):
     """Settings of :func:`kd`.
 
     Attributes:
@@ -27,21 +28,12 @@ class KDSettings:
         ce_weight: of the cross-entropy.
     """
 
-    teacher: str = ""
-    teacher_pretrained: bool | str = False
-    teacher_steps: int = 920
-    temperature: float = 4.0
-    kd_weight: float = 3.0
-    ce_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if type(self.teacher_steps) is not int or self.teacher_steps < 0:
-            raise ValueError(f"teacher_steps: expected an integer of at least 0, got {self.teacher_steps!r}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature: expected a number above 0, got {self.temperature!r}")
-        for name in ("kd_weight", "ce_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)!r}")
+    teacher: str = text()
+    teacher_pretrained: bool | str = text_or_flag(False)
+    teacher_steps: int = integer(920, 0)
+    temperature: float = number(4.0, 0, open_low=True)
+    kd_weight: float = number(3.0, 0)
+    ce_weight: float = number(1.0, 0)
 
 
 @method(KDSettings)

@@ -7,35 +7,34 @@ import difflib
 import math
 import os
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pqk_ext.config import PQKConfig
+from pqk_ext.fields import (
+    Checked,
+    check_value,
+    choice,
+    field,
+    flag,
+    integer,
+    number,
+    numbers,
+    text,
+    text_or_flag,
+    unknown,
+)
 from pqk_ext.methods._registry import METHODS
 from pqk_ext.strict_yaml import read_document, read_value
 
 __all__ = ["Recipe", "Training", "load_recipe", "parse_change", "recipe_names"]
 
 _FOLDER = Path(__file__).parent / "recipes"
-_OPTIMIZERS = ("sgd", "adamw")
-_SCHEDULES = ("cosine", "steps", "constant")
-_AUGMENTATIONS = ("none", "keywords", "crop_flip")
-_PIXELS = ("cifar", "imagenet", "raw")
-
-
-def _choice(name: str, value: object, allowed: Collection[object]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {reprlib.repr(value)}")
-
-
-def _number(name: str, value: object, low: float, high: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], got {reprlib.repr(value)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Checked):
     """How each stage of a method is trained, unless the method says otherwise.
 
     Attributes:
@@ -54,34 +53,18 @@ class Training:
         dropout: whether the network's dropout works; a network of few weights has none to spare.
     """
 
-    steps: int = 920
-    batch_size: int = 32
-    optimizer: str = "adamw"
-    lr: float = 0.002
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    warmup: float = 0.05
-    schedule: str = "cosine"
-    milestones: tuple[float, ...] = ()
-    gamma: float = 0.1
-    augment: str = "none"
-    dropout: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected an integer of at least 1, got {getattr(self, name)!r}")
-        for name in ("lr", "weight_decay", "momentum", "gamma"):
-            _number(name, getattr(self, name), 0)
-        _number("warmup", self.warmup, 0, 1)
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        for place in self.milestones:
-            _number("milestones", place, 0, 1)
-        _choice("optimizer", self.optimizer, _OPTIMIZERS)
-        _choice("schedule", self.schedule, _SCHEDULES)
-        _choice("augment", self.augment, _AUGMENTATIONS)
-        if type(self.dropout) is not bool:
-            raise ValueError(f"dropout: expected true or false, got {self.dropout!r}")
+    steps: int = integer(920, 1)
+    batch_size: int = integer(32, 1)
+    optimizer: str = choice("adamw", "sgd")
+    lr: float = number(0.002, 0)
+    weight_decay: float = number(1e-4, 0)
+    momentum: float = number(0.9, 0)
+    warmup: float = number(0.05, 0, 1)
+    schedule: str = choice("cosine", "steps", "constant")
+    milestones: tuple[float, ...] = numbers((), 0, 1)
+    gamma: float = number(0.1, 0)
+    augment: str = choice("none", "keywords", "crop_flip")
+    dropout: bool = flag(False)
 
     def lr_factor(self, progress: float) -> float:
         """Multiple of ``lr`` at a progress in [0, 1) through the steps."""
@@ -93,8 +76,18 @@ class Training:
         return rise
 
 
+def _one_of_the_methods(value: object) -> str | None:
+    return None if value in METHODS else "one of " + ", ".join(METHODS)
+
+
+def _mapping_without_length(value: object) -> str | None:
+    if not isinstance(value, Mapping):
+        return "a mapping"
+    return "no total_steps, which training.steps gives" if "total_steps" in value else None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Checked):
     """One experiment but for its seed.
 
     Attributes:
@@ -109,21 +102,18 @@ class Recipe:
         settings: what only the method has; a dataclass of its own.
     """
 
-    method: str
-    data: str = "keyword_spotting"
-    model: str = "ds_cnn"
-    pretrained: bool | str = False
-    pixels: str = "cifar"
+    method: str = field(_one_of_the_methods, "")
+    data: str = text("keyword_spotting")
+    model: str = text("ds_cnn")
+    pretrained: bool | str = text_or_flag(False)
+    pixels: str = choice("cifar", "imagenet", "raw")
     training: Training = dataclasses.field(default_factory=Training)
-    pqk: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pqk: Mapping[str, Any] = field(_mapping_without_length, {})
     settings: Any = None
 
     def __post_init__(self) -> None:
-        _choice("method", self.method, METHODS)
-        _choice("pixels", self.pixels, _PIXELS)
+        super().__post_init__()
         object.__setattr__(self, "pqk", dict(self.pqk))
-        if "total_steps" in self.pqk:
-            raise ValueError("pqk.total_steps: training.steps gives the length of a run; leave it out")
         self.config()
         if self.settings is None:
             object.__setattr__(self, "settings", METHODS[self.method].settings())
@@ -138,7 +128,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; ``from_dict`` gives an equal recipe back."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         return values | {
             "training": _plain(dataclasses.asdict(self.training)),
             "pqk": _plain(self.pqk),
@@ -153,13 +143,9 @@ class Recipe:
             ValueError: an unknown key (the nearest known one is suggested), or a value outside its range.
         """
         values = dict(values)
-        if "method" not in values:
-            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got none")
-        _choice("method", values["method"], METHODS)
+        check_value(cls, "method", values.get("method"))
         values["training"] = _section(Training, "training", values.get("training", {}))
         values["settings"] = _section(METHODS[values["method"]].settings, "settings", values.get("settings", {}))
-        if not isinstance(values.get("pqk", {}), Mapping):
-            raise ValueError(f"pqk: expected a mapping, got {reprlib.repr(values['pqk'])}")
         _check_keys(cls, values, "")
         return cls(**values)
 
@@ -199,12 +185,10 @@ def _section(kind: type[Any], name: str, values: Any) -> Any:
 
 
 def _check_keys(kind: type[Any], values: Mapping[str, Any], prefix: str) -> None:
-    known = [field.name for field in dataclasses.fields(kind)]
+    known = [one.name for one in dataclasses.fields(kind)]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
-            raise ValueError(f"{prefix}{key}: unknown key; {hint}")
+            raise ValueError(unknown(key, known, prefix))
 
 
 def recipe_names() -> list[str]:
