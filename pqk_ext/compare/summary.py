@@ -88,16 +88,21 @@ def _rows(
     rows: dict[str, dict[str, Any]] = {}
     for arm in experiment.arms.values():
         mine = {cell: result for cell, result in results.items() if cell.arm is arm}
-        names = list(dict.fromkeys(name for result in mine.values() for name in result["networks"]))
+        names = list(dict.fromkeys(name for result in mine.values() for name in _measured(result)))
         if arm.network is not None and mine:
             if arm.network not in names:
                 raise ValueError(f"arm {arm.name}: network: expected one of {', '.join(names)}, got {arm.network!r}")
             names = [arm.network]
         for name in names:
             row = arm.name if len(names) == 1 else f"{arm.name}/{name}"
-            made = {cell: result for cell, result in mine.items() if name in result["networks"]}
+            made = {cell: result for cell, result in mine.items() if name in _measured(result)}
             rows[row] = _row(row, name, made, latencies)
     return rows
+
+
+def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The networks, and what a method says of things without a file of their own, such as an average of networks."""
+    return {**result["networks"], **result.get("facts", {}).get("accuracies", {})}
 
 
 def _row(
@@ -105,9 +110,10 @@ def _row(
 ) -> dict[str, Any]:
     values: dict[str, Any] = {"row": name, "arm": next(iter(made)).arm.name, "network": network}
     values["seeds"] = [cell.seed for cell in made]
-    networks = [result["networks"][network] for result in made.values()]
-    files = [cell.directory / found["file"] for cell, found in zip(made, networks, strict=True)]
-    costs = [_cost(file) for file in files]
+    networks = [_measured(result)[network] for result in made.values()]
+    found_files = zip(made, networks, strict=True)
+    files = [cell.directory / found["file"] if "file" in found else None for cell, found in found_files]
+    costs = [{} if file is None else _cost(file) for file in files]
     measured = {key: [found.get(key) for found in networks] for key in _OF_NETWORK}
     measured |= {key: [found.get(key) for found in costs] for key in _OF_FILE}
     measured |= {key: [result.get(key) for result in made.values()] for key in _OF_RUN}

@@ -40,7 +40,8 @@ class Run:
         seed: of everything random.
         directory: of this run; each stage has a folder in it.
         data: all splits in memory.
-        facts: JSON values that the method wants in ``result.json``.
+        facts: JSON values that the method wants in ``result.json``. ``accuracies`` (name -> ``test_accuracy``,
+            ``validation_accuracy``) are of what has no file, and become rows where runs are compared.
         extra_steps: optimizer steps that were not spent on the deployed network, such as a teacher's.
         progress: show bars if stderr is a terminal.
     """

@@ -20,7 +20,7 @@ from pqk_ext.nn import NetworkOutput
 from pqk_ext.preparation import PreparedModel, find_taps
 from pqk_ext.preparation.sharing import share_beginning
 from pqk_ext.preparation.taps import Tap
-from pqk_ext.teachers.students import AverageOfStudents, average_logits
+from pqk_ext.teachers.students import average_logits
 from pqk_ext.training import Trainee
 from pqk_ext.training.parameter_groups import parameter_groups
 
@@ -221,9 +221,11 @@ def student_ensemble(run: Run) -> dict[str, nn.Module]:
             run.fit(name, student)
     else:
         run.fit("ensemble", StudentEnsemble(list(students.values()), stages, settings))
-    ensemble = AverageOfStudents(list(students.values()))
-    run.facts["ensemble"] = {
-        f"{split}_accuracy": _accuracy(ensemble, *getattr(run.data, split)) for split in ("validation", "test")
+    scores = {
+        split: _accuracies(list(students.values()), *getattr(run.data, split)) for split in ("test", "validation")
+    }
+    run.facts["accuracies"] = {
+        name: {f"{split}_accuracy": score[name] for split, score in scores.items()} for name in ("average", "mean")
     }
     return dict(students)
 
@@ -243,6 +245,12 @@ def _networks(run: Run, settings: StudentEnsembleSettings) -> tuple[list[nn.Modu
     return [run.network(stage_channels=channels[:shared] + width) for width in widths], names[shared:]
 
 
-def _accuracy(ensemble: AverageOfStudents, x: Tensor, y: Tensor, batch_size: int = 256) -> float:
-    pairs = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    return sum(int((ensemble(a).logits.argmax(1) == b).sum()) for a, b in pairs) / len(x)
+@torch.no_grad()
+def _accuracies(students: Sequence[nn.Module], x: Tensor, y: Tensor, batch_size: int = 256) -> dict[str, float]:
+    """Share of samples that the average of the logits has right, and the mean of what each student has right."""
+    right = torch.zeros(len(students) + 1, dtype=torch.int64)
+    for inputs, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        logits = [student(inputs) for student in students]
+        right += torch.stack([(o.argmax(1) == labels).sum() for o in (average_logits(logits), *logits)])
+    average, *own = (right.double() / len(x)).tolist()
+    return {"average": average, "mean": sum(own) / len(own)}

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 import pqk_ext
 from pqk_ext import models, runtime
+from pqk_ext.compare.cells import load_recipes, make_cells
+from pqk_ext.compare.experiment import Arm, Experiment
+from pqk_ext.compare.summary import summarize
+from pqk_ext.compare.tables import to_markdown
 from pqk_ext.deploy import compare, export
 from pqk_ext.methods import load_recipe, run
 from pqk_ext.methods.data import Data, load_data
@@ -399,8 +403,34 @@ def test_recipe_makes_a_file_of_each_student(tmp_path: Path) -> None:
     assert [s["stage_channels"][0] for s in facts["students"].values()] == [64, 42, 21]
     widest = {"stage_channels": [64, 64, 64, 64], "parameters": 23_756, "relative_size": 1.0}
     assert facts["students"]["student1"] == widest
-    assert set(facts["ensemble"]) == {"validation_accuracy", "test_accuracy"}
+    for split in ("validation_accuracy", "test_accuracy"):
+        own = [network[split] for network in result["networks"].values()]
+        assert facts["accuracies"]["mean"][split] == pytest.approx(sum(own) / 3)
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+
+
+@pytest.mark.usefixtures("few_clips")
+def test_comparisons_have_rows_for_average_and_mean(tmp_path: Path) -> None:
+    changes = {**SHORT, "training.steps": 2, "settings.students": 2}
+    arm = Arm(name="joint", recipe="student_ensemble", overrides=changes)
+    pairs = [("joint/average", "joint/student1")]
+    experiment = Experiment(title="Students", seeds=1, arms={"joint": arm}, pairs=pairs)
+    (cell,) = make_cells(experiment, tmp_path)
+    result = run(load_recipe("student_ensemble", changes), cell.directory, progress=False)
+    summary = summarize(experiment, load_recipes(experiment), [cell], {}, None)
+    rows = {row["row"]: row for row in summary["rows"]}
+    assert list(rows) == ["joint/student1", "joint/student2", "joint/average", "joint/mean"]
+    for name in ("average", "mean"):
+        measured = rows[f"joint/{name}"]
+        assert measured["test_accuracy"]["values"] == [result["facts"]["accuracies"][name]["test_accuracy"]]
+        assert "bytes" not in measured
+        assert "macs" not in measured
+    assert rows["joint/student2"]["bytes"]["values"] == [result["networks"]["student2"]["bytes"]]
+    difference = summary["pairs"][0]["test_accuracy"]["mean"]
+    assert (
+        difference == rows["joint/average"]["test_accuracy"]["mean"] - rows["joint/student1"]["test_accuracy"]["mean"]
+    )
+    assert "joint/average" in to_markdown(summary)
 
 
 @pytest.mark.usefixtures("few_clips")
@@ -414,7 +444,7 @@ def test_accuracy_of_the_ensemble_is_that_of_the_files(tmp_path: Path) -> None:
         export(student, tmp_path / f"{name}.pqk")
         logits.append(runtime.load(tmp_path / f"{name}.pqk", tune=False)(x.numpy()))
     right = ((logits[0] + logits[1]).argmax(1) == y.numpy()).mean()
-    assert work.facts["ensemble"]["test_accuracy"] == right
+    assert work.facts["accuracies"]["average"]["test_accuracy"] == pytest.approx(right)
     # Two stages belong to the base: the students have them in common, at full width.
     first, second = students.values()
     assert first.layers[1] is not second.layers[1]
