@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from pqk_ext.compare import read_experiment
+from pqk_ext.compare.cells import load_recipes
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -250,6 +253,13 @@ def test_report_of_codebooks() -> None:
     assert "| 0%, float | 90.5% |  |  |  |  |" in lines
     assert "Pruned before sharing, 2 of 2 files are smaller than without pruning." in lines[0]
     assert "<summary>k = 8</summary>" in lines
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiments_of_methods_can_be_run(path: Path) -> None:
+    experiment = read_experiment(path)
+    assert load_recipes(experiment).keys() == experiment.arms.keys()  # recipes, settings and equal costs are checked
+    assert experiment.pairs
 
 
 def test_experiments_of_methods_are_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

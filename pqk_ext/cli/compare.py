@@ -34,7 +34,12 @@ def compare(
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="In place of the file's; else 5.")] = None,
     budget: Annotated[int | None, typer.Option("--budget", min=1, help="Steps of each arm that is not free.")] = None,
-    data: Annotated[str | None, typer.Option("--data", metavar="DATA", help="In place of the recipes'.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="DATA", help="In place of the recipes'; '$NAME' in quotes stays so in the results."
+        ),
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of all arms; may be repeated.")
     ] = None,

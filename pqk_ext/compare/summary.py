@@ -45,7 +45,7 @@ def summarize(
         latencies: measured times, see :mod:`pqk_ext.compare.latency`, or None before that.
 
     Raises:
-        ValueError: a result that is no result, or an arm's network that its recipe does not make.
+        ValueError: a result that is no result, or an arm's or a pair's network that its recipe does not make.
     """
     results = {cell: cell.result() for cell in cells if cell.done}
     rows = _rows(experiment, results, (latencies or {}).get("networks", {}))
@@ -139,9 +139,12 @@ def _measured_cost(file: str, mtime: int) -> dict[str, Any]:
 
 
 def _pairs(experiment: Experiment, rows: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    pairs = []
+    pairs, arms = [], {row["arm"] for row in rows.values()}
     for first, second in experiment.pairs:
-        for one, other in _matching(first, second, rows):
+        matching = _matching(first, second, rows)
+        if not matching and {name.partition("/")[0] for name in (first, second)} <= arms:
+            raise ValueError(f"compare: [{first}, {second}]: expected two of the rows {', '.join(rows)}")
+        for one, other in matching:
             seeds = [seed for seed in rows[one]["seeds"] if seed in rows[other]["seeds"]]
             if seeds:
                 pairs.append(_pair(rows[one], rows[other], seeds))

@@ -58,7 +58,19 @@ def _conditions(summary: Summary) -> str:
 
 def row_cells(summary: Summary) -> Table:
     """One row an arm and network."""
-    header = ["", "test", "validation", "bytes", "zeros", "MACs", "of them needed", "latency", "steps", "extra", "time"]
+    header = [
+        "",
+        "test",
+        "validation",
+        "bytes",
+        "zeros",
+        "MACs",
+        "not with 0",
+        "latency",
+        "steps",
+        "extra steps",
+        "time",
+    ]
     rows = [
         [
             row["row"],

@@ -186,6 +186,14 @@ def test_several_networks_are_rows_of_their_own(folder: Path) -> None:
         ("pqk-pqk.teacher-false", "small"),
     ]
     assert len(started(folder)) == 2
+    mistaken = Experiment(title="t", seeds=1, arms=experiment().arms, pairs=[("pqk/large", "pqk/small")])
+    with pytest.raises(
+        ValueError, match=r"compare: \[pqk/large, pqk/small\]: expected two of the rows pqk/big, pqk/small"
+    ):
+        run(folder, mistaken)
+    arms["pqk"] = type(arms["pqk"])(name="pqk", recipe="pqk", network="large")
+    with pytest.raises(ValueError, match="arm pqk: network: expected one of big, small, got 'large'"):
+        run(folder, Experiment(title="t", seeds=1, arms=arms, pairs=[]))
 
 
 def test_one_experiment_at_a_time_in_a_directory(folder: Path) -> None:
