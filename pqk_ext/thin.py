@@ -24,10 +24,8 @@ from pqk_ext.preparation.tracing import check_example_inputs, trace
 
 __all__ = ["ChannelGroup", "ChannelMap", "LayerChannels", "channel_map", "thin"]
 
-_SAME_CHANNELS = (
-    *("affine", "lookup", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
-    *("dropout", "softmax", "dequantize"),
-)
+_POOLS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
+_SAME_CHANNELS = ("affine", "lookup", "dropout", "softmax", "dequantize", *_POOLS)
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,8 @@ class LayerChannels:
         inputs: int64 ``(in_channels,)``, the channel that each input is.
         kernel_size: weights between one output and one input.
         groups: of a grouped convolution.
+        norm: path of the batch norm that its output goes through at once, or None.
+        shape: of its input without the batch dimension.
     """
 
     name: str
@@ -47,6 +47,8 @@ class LayerChannels:
     inputs: Tensor
     kernel_size: int
     groups: int
+    norm: str | None
+    shape: tuple[int, ...]
 
     def kernel_weights(self, kept: Tensor) -> int:
         """Weights of one output channel when the channels ``kept`` (bool, by number) are there."""
@@ -137,7 +139,8 @@ class _Walk:
         self.parent: list[int] = []
         self.reason: dict[int, str] = {}
         self.values: list[list[int]] = []
-        self.layers: dict[str, tuple[list[int], list[int], int, int]] = {}
+        self.shapes: list[tuple[int, ...]] = []
+        self.layers: dict[str, tuple[list[int], list[int], Block]] = {}
         self.norms: dict[str, list[int]] = {}
         self.by_weight: dict[int, str] = {}
 
@@ -188,6 +191,7 @@ class _Walk:
                 self.tie(self.norms[block.batch_norm], value)
             self.norms[block.batch_norm] = value
         self.values.append(value)
+        self.shapes.append(block.shape)
 
     def _layer(self, block: Block, read: list[int], model: nn.Module) -> list[int]:
         path = str(block.module)
@@ -202,7 +206,7 @@ class _Walk:
         if first in self.layers:
             self.tie(self.layers[first][0], written)
             self.tie(self.layers[first][1], read)
-        self.layers[path] = (written, read, rows[0, 0].numel() if len(rows) else 0, groups)
+        self.layers[path] = (written, read, block)
         return written
 
     def _outputs(self, name: str, count: int, read: list[int], groups: int) -> list[int]:
@@ -228,7 +232,7 @@ class _Walk:
         self.fix((*before, *after), f"{block.name!r} in the model's forward puts a fixed number of zero channels there")
         return [*before, *read, *after]
 
-    def result(self) -> ChannelMap:
+    def result(self, model: nn.Module) -> ChannelMap:
         self.fix(self.values[-1], "it is an output of the network")
         roots = sorted({self.find(channel) for channel in range(len(self.parent))})
         number = {root: index for index, root in enumerate(roots)}
@@ -236,10 +240,14 @@ class _Walk:
         def numbers(channels: Iterable[int]) -> Tensor:
             return torch.tensor([number[self.find(channel)] for channel in channels], dtype=torch.int64)
 
-        layers = {
-            name: LayerChannels(name, numbers(outputs), numbers(inputs), kernel_size, groups)
-            for name, (outputs, inputs, kernel_size, groups) in self.layers.items()
-        }
+        layers = {}
+        for name, (outputs, inputs, block) in self.layers.items():
+            layer = model.get_submodule(name)
+            assert isinstance(layer.weight, Tensor)
+            kernel_size = layer.weight[0, 0].numel() if len(outputs) and len(inputs) else 0
+            shape, groups = self.shapes[block.inputs[0]], int(getattr(layer, "groups", 1))
+            own = (numbers(outputs), numbers(inputs), kernel_size, groups, block.batch_norm, shape)
+            layers[name] = LayerChannels(name, *own)
         fixed = {number[self.find(channel)]: reason for channel, reason in self.reason.items()}
         norms = {name: numbers(channels) for name, channels in self.norms.items()}
         return ChannelMap(len(roots), layers, norms, _groups(layers, fixed), fixed)
@@ -254,13 +262,11 @@ def _groups(layers: Mapping[str, LayerChannels], fixed: Mapping[int, str]) -> tu
         place = found.index(touched[0]) if touched else len(found)
         found = [group for group in found if group not in touched]
         found.insert(place, merged)
-    order = list(layers)
     groups = []
     for names, channels in found:
-        ordered = sorted(channels)
-        removable = [channel for channel in ordered if channel not in fixed]
-        paths = tuple(sorted(names, key=order.index))
-        groups.append(ChannelGroup(paths, torch.tensor(ordered), torch.tensor(removable, dtype=torch.int64)))
+        removable = [channel for channel in sorted(channels) if channel not in fixed]
+        paths = tuple(sorted(names, key=list(layers).index))
+        groups.append(ChannelGroup(paths, torch.tensor(sorted(channels)), torch.tensor(removable, dtype=torch.int64)))
     return tuple(groups)
 
 
@@ -285,7 +291,7 @@ def channel_map(model: nn.Module, example_inputs: Tensor, leaf_modules: Sequence
     walk = _Walk()
     for block in _plan(model, example_inputs, leaf_modules):
         walk.visit(block, model)
-    return walk.result()
+    return walk.result(model)
 
 
 def thin(
@@ -354,7 +360,7 @@ def _thin_layer(layer: nn.Module, channels: LayerChannels, kept: Tensor, smaller
         rows = rows[:, inputs.to(weight.device)]
     else:
         assert isinstance(layer, nn.modules.conv._ConvNd)
-        layer.groups = counts[1]  # depthwise: groups of any other size keep all their channels
+        layer.groups = counts[1]  # depthwise: others keep all their channels
     names = ("out_features", "in_features") if isinstance(layer, nn.Linear) else ("out_channels", "in_channels")
     for name, count in zip(names, counts, strict=True):
         setattr(layer, name, count)
