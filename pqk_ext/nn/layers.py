@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +55,8 @@ class PQKLayer(nn.Module):
         prunable: whether the mask may get False entries.
         own_sparsity: the sparsity that this layer is ranked to by itself; None where it is ranked with the others.
         teacher: the teacher's own copy of the whole layer, for the head; None elsewhere.
+        noisy_weight: None, or what stands for :meth:`student_weight` in training mode, such as a
+            :class:`pqk_ext.nn.noisy_weight.NoisyWeight`. Belongs to whoever set it: no submodule, not in the state.
     """
 
     weight_mask: Tensor
@@ -67,6 +69,7 @@ class PQKLayer(nn.Module):
     routing: str
     teacher_weights: str
     teacher: nn.Module | None
+    noisy_weight: Callable[[], Tensor] | None
     _counted: tuple[Tensor, int, int] | None  # a mask, its version, how many weights it keeps
 
     def _extend(self, source: nn.modules.conv._ConvNd | nn.Linear, bits: int, prunable: bool, sharing: Sharing) -> None:
@@ -79,6 +82,7 @@ class PQKLayer(nn.Module):
         self.routing = sharing.routing
         self.teacher_weights = sharing.teacher_weights
         self.teacher = None
+        self.attach_noise(None)
         self._counted = None
         self.register_buffer("weight_mask", torch.ones_like(source.weight, dtype=torch.bool))
         channels = len(self.by_channel(source.weight))
@@ -145,6 +149,10 @@ class PQKLayer(nn.Module):
         if not keep_scale:
             self.initialize_scale()
 
+    def attach_noise(self, noisy_weight: Callable[[], Tensor] | None) -> None:
+        """Sets :attr:`noisy_weight`."""
+        object.__setattr__(self, "noisy_weight", noisy_weight)  # a module would be registered
+
     @torch.no_grad()
     def initialize_scale(self) -> None:
         """Sets the step sizes from the present important weights."""
@@ -160,6 +168,8 @@ class PQKLayer(nn.Module):
 
     def student_weight(self) -> Tensor:
         """Fake-quantized important weights, exactly 0 elsewhere; the gradient reaches important weights only."""
+        if self.noisy_weight is not None and self.training:
+            return self.from_channels(self.noisy_weight())
         weight, mask = self.by_channel(self.weight), self._channel_mask()
         if self.weight_bits is not None:
             grid = self.steps_and_limits()

@@ -12,6 +12,7 @@ import torch
 from pqk_ext.config import PQKConfig
 from pqk_ext.training.data import Augment
 from pqk_ext.training.errors import ResumeMismatchError
+from pqk_ext.training.optimizers import sgd
 from pqk_ext.training.trainee import driver_of
 
 __all__ = ["Settings", "compare_with_checkpoint", "cosine"]
@@ -80,7 +81,7 @@ class Settings:
         groups = driver_of(model).parameter_groups(self.lr, self.weight_decay)
         if self.optimizer is not None:
             return self.optimizer(groups)
-        return torch.optim.SGD(groups, momentum=self.momentum, nesterov=self.momentum > 0)
+        return sgd(groups, self.momentum)
 
     def to_json(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """A flat, comparable form.

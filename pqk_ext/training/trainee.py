@@ -79,7 +79,11 @@ class Trainee(nn.Module):
         return self.student.pqk.metrics() if isinstance(self.student, PreparedModel) else {}
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Every parameter, step sizes with their own small rate and without decay."""
+        """Every parameter, step sizes with their own small rate and without decay.
+
+        A group may say ``"scheduled": False``: its rate stays as it is. One that says ``"adam": True`` is trained by
+        Adam where the others are by ``fit``'s SGD.
+        """
         config = self.config
         factor = config.step_size_lr_factor if config is not None else 1.0
         return parameter_groups(self, lr, weight_decay, step_size_lr_factor=factor)

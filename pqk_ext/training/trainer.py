@@ -259,7 +259,7 @@ class Trainer:
         settings = self.settings
         factor = settings.lr_factor(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
+            group["lr"] = rate * factor if group.get("scheduled", True) else rate
         x, y = x.to(self.device), y.to(self.device)
         if settings.augment is not None:
             seed = derived_seed(settings.seed, _AUGMENT, epoch, batch, self.group.rank)
