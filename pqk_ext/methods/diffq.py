@@ -21,6 +21,7 @@ __all__ = ["DiffQ", "DiffQSettings", "diffq"]
 
 _CALIBRATION = 512
 _FLOAT_BYTES = 4
+_FIT_INTERVAL = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class DiffQSettings:
         max_bits: most, 3 to 8.
         initial_bits: at the beginning, strictly between the two.
         noise: ``gaussian`` (deviation of half a step, as published by default) or ``uniform`` (that of rounding).
-        range: where scales come from while there is noise: ``learned``, or the largest weight of the ``channel`` or of
-            the whole ``tensor``, as published.
+        range: where scales come from while there is noise: ``fitted`` to weights and bits by least squares every 16
+            steps, ``learned``, or the largest weight of the ``channel`` or of the whole ``tensor``, as published.
         bits_lr: learning rate of the bits' own Adam, which no schedule changes.
         min_size: layers of at most that many times 2**20 bytes, as floats, keep all bits.
         finetune_fraction: share of the steps, at the end, in which bits are whole and fixed, and weights are trained
@@ -57,7 +58,7 @@ class DiffQSettings:
     max_bits: int = 8
     initial_bits: float = 7.0
     noise: str = "gaussian"
-    range: str = "learned"
+    range: str = "fitted"
     bits_lr: float = 1e-3
     min_size: float = 0.0
     finetune_fraction: float = 0.0
@@ -174,7 +175,7 @@ class DiffQ(Trainee):
         super().step()
         if noisy:
             for weight in self.noisy_weights.values():
-                weight.settle()
+                weight.settle(fit=not self.noisy or self.step_count % _FIT_INTERVAL == 0)
 
     def metrics(self) -> dict[str, float]:
         """Those of the student, the size that is paid for, and mean bits of the weights."""

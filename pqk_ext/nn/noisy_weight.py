@@ -15,7 +15,7 @@ from pqk_ext.quant import SMALLEST_SCALE
 
 __all__ = ["RANGES", "NoisyWeight"]
 
-RANGES = ("learned", "channel", "tensor")
+RANGES = ("fitted", "learned", "channel", "tensor")
 
 
 class NoisyWeight(nn.Module):
@@ -33,8 +33,9 @@ class NoisyWeight(nn.Module):
         max_bits: most, at most those that the layer was prepared with.
         initial_bits: strictly between the two.
         kind: ``gaussian`` or ``uniform`` noise.
-        range: where the scale comes from while there is noise: the layer's own parameter (``learned``), or the largest
-            weight of the ``channel`` or of the whole ``tensor`` (as published), through which gradients then pass.
+        range: where the scale comes from while there is noise: least squares for the present weights and bits, now and
+            then (``fitted``); the layer's own parameter (``learned``); or the largest weight of the ``channel`` or of
+            the whole ``tensor`` (as published), through which gradients then pass.
 
     Attributes:
         logits: parameter ``(groups,)``; the bits are their sigmoid, stretched.
@@ -52,7 +53,7 @@ class NoisyWeight(nn.Module):
         max_bits: int = 8,
         initial_bits: float = 7.0,
         kind: str = "gaussian",
-        range: str = "learned",
+        range: str = "fitted",
     ) -> None:
         super().__init__()
         layer = layers[0]
@@ -99,6 +100,8 @@ class NoisyWeight(nn.Module):
     def scale(self) -> Tensor:
         """Step sizes of the widest codes ``(O,)`` that the noise goes by, differentiable."""
         layer = self._layers[0]
+        if self.range == "fitted":
+            return layer.weight_scale.detach()
         if self.range == "learned":
             factor = 1.0 / math.sqrt(max(1, self._shape[1:].numel()) * layer.weight_quant_max)  # as LSQ's
             own = layer.weight_scale
@@ -118,14 +121,20 @@ class NoisyWeight(nn.Module):
         return torch.where(self._mask(), (codes + step * self._eps) * scale, 0.0)
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Gives the layers whole bits, and the scale of this range: what evaluation and file then go by."""
+    def settle(self, *, fit: bool = True) -> None:
+        """Gives the layers whole bits, and the scale of this range: what evaluation and file then go by.
+
+        Args:
+            fit: find fitted scales anew, which takes as long as a hundred roundings.
+        """
         bits = bits_of_groups(self._whole_bits(), self._shape, self.group_size)
         for layer in self._layers:
             assert layer.weight_bits is not None
             layer.weight_bits.copy_(bits)
-            if self.range != "learned":
-                layer.weight_scale.copy_(self.scale())
+        if self.range in ("channel", "tensor"):
+            self._layers[0].weight_scale.copy_(self.scale())  # tied layers share theirs
+        elif self.range == "fitted" and fit:
+            self._layers[0].initialize_scale()
 
     def attach(self, attached: bool) -> None:
         """Lets the layers train with noise, or as they are."""
@@ -140,23 +149,31 @@ class NoisyWeight(nn.Module):
         return torch.where(self._mask(), bits, 0.0).sum() + overhead_bits(self.bits(), self.min_bits)
 
     def coded_bits(self) -> Tensor:
-        """The entropy of the codes that the file would hold, differentiable in the bits.
+        """About the entropy of the codes in the file, differentiable in the bits; exact where all have the same bits.
 
-        A weight of b bits counts for its code with floor(b) bits and for that with one more, in the shares that make b.
+        A weight of b bits costs what its codes of floor(b) bits and of one more cost, in the shares that make b. The
+        price of a code is that among all weights of the layer, had they the same bits: prices among codes of mixed bits
+        would hold every group at the bits that it has, since a code that nobody has yet is dear.
         """
-        layer = self._layers[0]
         bits = bits_of_groups(self.bits(), self._shape, self.group_size)
-        below = bits.detach().floor().clamp(self.min_bits, self.max_bits - 1)
-        share = (bits - below).double()
-        counts = torch.zeros(2 * layer.weight_quant_max + 1, dtype=torch.float64, device=bits.device)
-        for whole, part in ((below, 1 - share), (below + 1, share)):
-            grid = steps_and_limits(whole, layer.widest_bits, len(self._shape))
-            codes = grid_codes(self._weight().detach(), self.scale().detach(), *grid)
-            at = torch.where(self._mask(), codes, 0.0).long() + layer.weight_quant_max
-            counts = counts.index_add(0, at.flatten(), part.flatten())
-        with torch.no_grad():
-            price = counts.sum().clamp_min(1.0).log2() - counts.clamp_min(2.0**-20).log2()
-        return (counts * price).sum().float()
+        below = bits.detach().floor().clamp(self.min_bits, self.max_bits - 1).long()
+        share = bits - below
+        share = torch.where(self._mask(), share, share.detach())
+        costs = torch.stack([self._costs(whole) for whole in range(self.min_bits, self.max_bits + 1)])
+        at = (below - self.min_bits).unsqueeze(0)
+        low, high = costs.gather(0, at)[0], costs.gather(0, at + 1)[0]
+        return (low + share * (high - low)).sum()
+
+    @torch.no_grad()
+    def _costs(self, bits: int) -> Tensor:
+        """Bits that each weight's code takes if all weights have so many bits."""
+        layer = self._layers[0]
+        whole = torch.full(self._shape, bits, dtype=torch.uint8, device=self.logits.device)
+        codes = grid_codes(self._weight(), self.scale(), *steps_and_limits(whole, layer.widest_bits, len(self._shape)))
+        bins = (torch.where(self._mask(), codes, 0.0).long() + layer.weight_quant_max).flatten()
+        counts = bins.bincount(minlength=2 * layer.weight_quant_max + 1).double()
+        price = counts.sum().log2() - counts.clamp_min(1.0).log2()
+        return price[bins].float().view(self._shape)
 
     @torch.no_grad()
     def mean_bits(self) -> float:

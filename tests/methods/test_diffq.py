@@ -20,7 +20,7 @@ from pqk_ext.training.optimizers import sgd
 from pqk_ext.training.signals import stop_after_step
 
 STEPS = 16
-SHORT = {"training.steps": 8, "training.batch_size": 8, "settings.finetune_fraction": 0.25}
+SHORT = {"training.steps": 8, "training.batch_size": 8, "settings.finetune_fraction": 0.25, "settings.bits_lr": 0.2}
 
 
 class Net(nn.Module):
@@ -131,8 +131,8 @@ def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_the_recipe_ends_in_a_file_with_parity_and_a_stopped_run_in_the_same(tmp_path: Path, optimizer: str) -> None:
-    changes = {"training.optimizer": optimizer, "pqk.sparsity": 0.5, "settings.penalty": 1000}
+def test_it_ends_in_a_file_with_parity_and_a_stopped_run_in_the_same(tmp_path: Path, optimizer: str) -> None:
+    changes: dict[str, Any] = {"training.optimizer": optimizer, "pqk.sparsity": 0.5, "settings.penalty": 1000}
     recipe = load_recipe("diffq", SHORT | changes)
     whole = run(recipe, tmp_path / "whole", progress=False)
     network, facts = whole["networks"]["diffq"], whole["facts"]
@@ -155,7 +155,12 @@ def test_the_recipe_ends_in_a_file_with_parity_and_a_stopped_run_in_the_same(tmp
 
 @pytest.mark.parametrize("quantizer", ["qat", "post_training"])
 def test_what_it_is_compared_with(tmp_path: Path, quantizer: str) -> None:
-    changes = {"training.steps": 3, "training.batch_size": 8, "settings.quantizer": quantizer, "settings.bits": 3}
+    changes: dict[str, Any] = {
+        "training.steps": 3,
+        "training.batch_size": 8,
+        "settings.quantizer": quantizer,
+        "settings.bits": 3,
+    }
     result = run(load_recipe("diffq", changes), tmp_path, progress=False)
     assert result["networks"]["diffq"]["parity"]["different"] == 0
     assert result["networks"]["diffq"]["bytes"] < 22000
