@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from pqk_ext.config import PQKConfig
 from pqk_ext.distill import FEATURE_LOSSES
 from pqk_ext.distill.adapters import Adapters
+from pqk_ext.fields import Checked, choice, flag, integer, names, number, text, text_or_flag
 from pqk_ext.methods._bottleneck import TaughtFloat, narrowed
 from pqk_ext.methods._registry import method
 from pqk_ext.methods.distillation import Distillation, FeatureTerm
@@ -20,7 +22,7 @@ from pqk_ext.methods.run import Run
 from pqk_ext.nn import Role
 from pqk_ext.preparation import PreparedModel, Tap, find_taps, prepare
 from pqk_ext.teachers import FloatTeacher, Teacher
-from pqk_ext.teachers.ensemble import AVERAGES, Average, EnsembleTeacher
+from pqk_ext.teachers.ensemble import Average, EnsembleTeacher
 from pqk_ext.training.data import derived_seed
 
 __all__ = ["CrosslayerSettings", "Initialization", "crosslayer"]
@@ -33,7 +35,7 @@ _NARROW, _INITIAL, _FINAL, _ADAPTERS = 1001, 2001, 2002, 2003
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrosslayerSettings:
+class CrosslayerSettings(Checked):
     """Settings of :func:`crosslayer`.
 
     Attributes:
@@ -62,44 +64,33 @@ class CrosslayerSettings:
         adapters: ``trained``; or ``frozen`` orthogonal maps, the control: adapters may learn in the student's place.
     """
 
-    teacher: str = "resnet32"
-    teacher_pretrained: bool | str = False
-    teachers: int = 3
-    teacher_steps: int = 920
-    teacher_lr: float = 0.0
-    teacher_stages: tuple[str, ...] = ("bn1", "layer1", "layer2", "layer3")
-    student_stages: tuple[str, ...] = ("bn1", "layer1", "layer2", "layer3")
-    pairs: str = "all"
-    schedule: str = "A"
-    bottleneck_steps: int = 200
-    init_fraction: float = 0.3
-    init_kl_weight: float = 0.0
-    init_lr: float = 0.0
-    gramian_weight: float = 0.1
-    balanced: bool = True
-    kl_weight: float = 1.0
-    temperature: float = 1.0
-    average: Average = "subset"
-    gramians_from: str = "drawn"
-    adapters: str = "trained"
+    teacher: str = text("resnet32")
+    teacher_pretrained: bool | str = text_or_flag(False)
+    teachers: int = integer(3, 0, 62)
+    teacher_steps: int = integer(920, 0)
+    teacher_lr: float = number(0.0, 0)
+    teacher_stages: tuple[str, ...] = names(("bn1", "layer1", "layer2", "layer3"), least=2)
+    student_stages: tuple[str, ...] = names(("bn1", "layer1", "layer2", "layer3"), least=2)
+    pairs: Literal["all", "neighbours", "none"] = choice("all", "neighbours", "none")
+    schedule: Literal["A", "B"] = choice("A", "B")
+    bottleneck_steps: int = integer(200, 0)
+    init_fraction: float = number(0.3, 0, 0.95)
+    init_kl_weight: float = number(0.0, 0)
+    init_lr: float = number(0.0, 0)
+    gramian_weight: float = number(0.1, 0)
+    balanced: bool = flag(True)
+    kl_weight: float = number(1.0, 0)
+    temperature: float = number(1.0, 0, open_low=True)
+    average: Average = choice("subset", "weights", "mean")
+    gramians_from: Literal["drawn", "first"] = choice("drawn", "first")
+    adapters: Literal["trained", "frozen"] = choice("trained", "frozen")
 
-    def __post_init__(self) -> None:
-        for name, words in _WORDS.items():
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name}: expected one of {', '.join(words)}, got {getattr(self, name)!r}")
-        for name in ("teachers", "teacher_steps", "bottleneck_steps"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected an integer of at least 0, got {getattr(self, name)!r}")
-        for name in ("teacher_lr", "init_kl_weight", "init_lr", "gramian_weight", "kl_weight"):
-            _check_number(name, getattr(self, name), 0)
-        _check_number("init_fraction", self.init_fraction, 0, 0.95)
-        _check_number("temperature", self.temperature, 1e-3)
-        if type(self.balanced) is not bool:
-            raise ValueError(f"balanced: expected true or false, got {self.balanced!r}")
-        if len(self.student_stages) != len(self.teacher_stages) or len(self.student_stages) < 2:
+    def check_together(self) -> None:
+        """Raises ValueError where settings do not go together."""
+        if len(self.student_stages) != len(self.teacher_stages):
             raise ValueError(
-                f"student_stages: expected as many as teacher_stages, at least 2, got {self.student_stages} and "
-                f"{self.teacher_stages}"
+                f"student_stages: expected as many as teacher_stages, {len(self.teacher_stages)}, "
+                f"got {len(self.student_stages)}"
             )
         if self.pairs == "none" and (self.init_fraction > 0 or self.schedule == "B"):
             raise ValueError("pairs: expected all or neighbours beside init_fraction above 0 or schedule B, got none")
@@ -108,20 +99,6 @@ class CrosslayerSettings:
     def taught(self) -> bool:
         """Whether any teacher has a say."""
         return self.teachers > 0 and (self.pairs != "none" or self.kl_weight > 0)
-
-
-_WORDS: dict[str, tuple[str, ...]] = {
-    "pairs": (*_PAIRS, "none"),
-    "schedule": ("A", "B"),
-    "average": AVERAGES,
-    "gramians_from": ("drawn", "first"),
-    "adapters": ("trained", "frozen"),
-}
-
-
-def _check_number(name: str, value: object, low: float, high: float = float("inf")) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], got {value!r}")
 
 
 @method(CrosslayerSettings)
@@ -224,7 +201,7 @@ def _ensemble(run: Run, teachers: Sequence[Teacher], stage: int) -> EnsembleTeac
         teachers,
         seed=derived_seed(run.seed, stage),
         average=s.average,
-        features="first" if s.gramians_from == "first" else "drawn",
+        features=s.gramians_from,
         temperature=s.temperature,
     )
 
