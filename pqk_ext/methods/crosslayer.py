@@ -22,7 +22,7 @@ from pqk_ext.methods.run import Run
 from pqk_ext.nn import Role
 from pqk_ext.preparation import PreparedModel, Tap, find_taps, prepare
 from pqk_ext.teachers import FloatTeacher, Teacher
-from pqk_ext.teachers.ensemble import Average, EnsembleTeacher
+from pqk_ext.teachers.ensemble import EnsembleTeacher
 from pqk_ext.training.data import derived_seed
 
 __all__ = ["CrosslayerSettings", "Initialization", "crosslayer"]
@@ -81,7 +81,7 @@ class CrosslayerSettings(Checked):
     balanced: bool = flag(True)
     kl_weight: float = number(1.0, 0)
     temperature: float = number(1.0, 0, open_low=True)
-    average: Average = choice("subset", "weights", "mean")
+    average: Literal["subset", "weights", "mean"] = choice("subset", "weights", "mean")
     gramians_from: Literal["drawn", "first"] = choice("drawn", "first")
     adapters: Literal["trained", "frozen"] = choice("trained", "frozen")
 
