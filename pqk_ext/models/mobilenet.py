@@ -75,18 +75,26 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
+    """Stem, inverted residuals, 1,280 channels, mean over the map, dropout, one linear layer.
+
+    Args:
+        stem: See the top of this file.
+        num_classes: Width of the last layer.
+        width: Multiplies all channels but the last 1,280; what is not whole is cut off.
+    """
+
     # expansion, channels, blocks, stride of the first block (table 2 of the paper)
     STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
-    def __init__(self, stem: Stem, num_classes: int) -> None:
+    def __init__(self, stem: Stem, num_classes: int, width: float = 1.0) -> None:
         super().__init__()
-        layers = _conv_bn(3, 32, 3, 1 if stem == "cifar" else 2, 1, nn.ReLU6())
-        channels = 32
-        for number, (expansion, width, blocks, first_stride) in enumerate(self.STAGES):
+        channels = int(32 * width)
+        layers = _conv_bn(3, channels, 3, 1 if stem == "cifar" else 2, 1, nn.ReLU6())
+        for number, (expansion, full, blocks, first_stride) in enumerate(self.STAGES):
             for block in range(blocks):
                 stride = first_stride if block == 0 and not (stem == "cifar" and number == 1) else 1
-                layers.append(InvertedResidual(channels, width, expansion, stride))
-                channels = width
+                layers.append(InvertedResidual(channels, int(full * width), expansion, stride))
+                channels = int(full * width)
         layers += _conv_bn(channels, 1280, 1, 1, 1, nn.ReLU6())
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -117,3 +125,10 @@ def mobilenet_v2(num_classes: int = 10, stem: Stem = "cifar") -> MobileNetV2:
     """
     _check_stem(stem)
     return MobileNetV2(stem, num_classes)
+
+
+@register_model(input_shape=(3, 32, 32))
+def mobilenet_v2_half(num_classes: int = 10, stem: Stem = "cifar") -> MobileNetV2:
+    """MobileNetV2 of half the channels: 0.70 M parameters; with 100 classes 0.81 M, a customary student."""
+    _check_stem(stem)
+    return MobileNetV2(stem, num_classes, width=0.5)

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from pqk_ext import models
 
+
 # Trainable values. Sources: pytorch_resnet_cifar10 prints 269,722, 464,154, 658,586, 853,018 and 1,727,962 (He et
 # al.: 0.27, 0.46, 0.66, 0.85, 1.7 M);
 # MLPerf Tiny's files hold 78,666 and 24,908 values, of which 480 and 1,152 are running statistics; Tang and Lin: 110 K,
@@ -17,6 +18,19 @@ from pqk_ext import models
 # MobileNetV1 are 9,231,114 and 3,217,226 in the customary CIFAR form; MobileNetV2 is torchvision's 3,504,872 less 990
 # classes. Those that nobody prints (ResNet-8, VGG-6, DS-CNN M and L, DenseNet-201 with CIFAR stem) are counted by hand
 # from the layer tables.
+def _inverted(in_channels: int, channels: int, expansion: int) -> int:
+    hidden = in_channels * expansion
+    expand = in_channels * hidden + 2 * hidden if expansion > 1 else 0
+    return expand + 9 * hidden + 2 * hidden + hidden * channels + 2 * channels
+
+
+# Input channels, output channels, expansion of each block of MobileNetV2 (table 2 of the paper), channels halved.
+_HALF = (
+    [(16, 8, 1), (8, 12, 6), (12, 12, 6), (12, 16, 6), (16, 16, 6), (16, 16, 6), (16, 32, 6)]
+    + [(32, 32, 6)] * 3
+    + [(32, 48, 6), (48, 48, 6), (48, 48, 6), (48, 80, 6), (80, 80, 6), (80, 80, 6), (80, 160, 6)]
+)
+
 PARAMETERS = {
     "resnet8": 75_290,
     "resnet20": 269_722,
@@ -42,6 +56,7 @@ PARAMETERS = {
     "vgg6": 3_918_858,
     "mobilenet_v1": 3_217_226,
     "mobilenet_v2": 3_504_872 - 990 * 1_281,
+    "mobilenet_v2_half": 27 * 16 + 32 + sum(_inverted(*row) for row in _HALF) + 162 * 1_280 + 10 * 1_281,
     "densenet_bc": 769_162,
     # 3 blocks of 4 layers (norm, 1x1 to 48, norm, 3x3 to 12), whose inputs have 24 + 12 i, 36 + 12 i and 42 + 12 i
     # channels; before them the stem, between them the transitions, then norm and classifier of 90 channels.
