@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pqk_ext.distill import Adapters
+from pqk_ext.distill.adapters import Adapters
 from pqk_ext.distill.feature_mse import feature_mse
 from pqk_ext.methods._anchors import Congruence, arranged, equal_interval, next_anchor
 from pqk_ext.methods._registry import method
