@@ -254,16 +254,18 @@ def test_a_later_stage_begins_pruned_and_stays_so(tmp_path: Path) -> None:
     first = experiment.begin_stage(None, 6)
     work.fit("first", first)
     assert first.pqk.sparsity == pytest.approx(0.8, abs=0.01)
-    second = experiment.begin_stage(first, 6).train()
+    second = experiment.begin_stage(first, 6)
+    x = work.data.test[0][:4]
+    assert torch.equal(second.eval()(x), first.eval()(x))
     assert second.pqk.global_step == 0
     assert second.pqk.quantizing
     for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True):
         assert torch.equal(before, after), name
+    second.train()
     for _ in range(6):
         assert second.pqk.sparsity == pytest.approx(0.8, abs=0.01)
         second.pqk.loss(*(part[:8] for part in work.data.train)).backward()
         second.pqk.step()
-    torch.testing.assert_close(second.eval()(work.data.test[0][:4]), first.eval()(work.data.test[0][:4]))
 
 
 def test_adapters_go_on_from_stage_to_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,39 +317,38 @@ def test_hints_need_maps_of_one_size(tmp_path: Path) -> None:
 # --- the recipe -----------------------------------------------------------------------------------------------
 
 
-def _until_done(recipe: Any, directory: Path, stop: int) -> int:
-    """Runs it, stopped again and again; how many times."""
-    for times in range(20):
-        token = stop_after_step.set(stop)
-        try:
-            run(recipe, directory, seed=2, progress=False)
-            return times
-        except TrainingInterrupted:
-            stop = 10 if stop == 5 else 5  # a step at which a run was stopped stops it again
-        finally:
-            stop_after_step.reset(token)
-    raise AssertionError("never done")
-
-
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "lives"),
     [
-        {"settings.anchors": 2, "settings.schedule": "restart", "settings.variant": "mimicking"},
-        {"settings.strategy": "greedy", "settings.delta": 0.8},
+        ({"anchors": 2, "schedule": "restart", "variant": "mimicking"}, 5),
+        ({"strategy": "greedy", "delta": 0.8}, 3),
     ],
     ids=["restart", "greedy"],
 )
-def test_a_stopped_run_ends_with_the_same_bytes(tmp_path: Path, settings: dict[str, Any]) -> None:
-    recipe = load_recipe("rco", SHORT | settings)
-    whole = run(recipe, tmp_path / "whole", seed=2, progress=False)
-    assert whole["networks"]["rco"]["parity"] == {"samples": 980, "different": 0}
-    assert whole["extra_steps"] == 8
-    assert {"anchors", "anchor_steps", "congruence", "teacher_accuracy"} <= whole["facts"].keys()
-    assert _until_done(recipe, tmp_path / "stopped", 5) >= 2
-    for name in ("rco.pqk", "route/step-00000004.ckpt"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
-    stopped = json.loads((tmp_path / "stopped/result.json").read_text())
-    assert stopped["facts"] == whole["facts"]
+def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, settings: dict[str, Any], lives: int) -> None:
+    state, facts = _trained(tmp_path / "whole", **settings)
+    for life in range(lives):
+        token = stop_after_step.set((5, 3)[life % 2])  # in the teacher's run, then twice in each of the student's
+        try:
+            with pytest.raises(TrainingInterrupted):
+                _trained(tmp_path / "stopped", **settings)
+        finally:
+            stop_after_step.reset(token)
+    again, again_facts = _trained(tmp_path / "stopped", **settings)
+    assert _equal(state, again)
+    assert facts == again_facts
+    for path in (tmp_path / "whole/route").iterdir():
+        assert path.read_bytes() == (tmp_path / "stopped/route" / path.name).read_bytes()
+
+
+def test_it_ends_in_a_file_with_the_bits_of_training(tmp_path: Path) -> None:
+    result = run(load_recipe("rco", SHORT), tmp_path, seed=2, progress=False)
+    assert result["networks"]["rco"]["parity"] == {"samples": 980, "different": 0}
+    assert (tmp_path / "rco.pqk").stat().st_size == result["networks"]["rco"]["bytes"]
+    assert (result["steps"], result["extra_steps"]) == (12, 8)
+    assert result["facts"]["anchors"] == [1, 2, 3, 4]
+    assert result["facts"]["congruence"] > 0
+    assert result["facts"] == json.loads((tmp_path / "result.json").read_text())["facts"]
 
 
 def test_the_published_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
