@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from pqk_ext.codebook import METHODS as CODEBOOKS
 from pqk_ext.codebook import share_weights, shared_layers, unshare_weights
+from pqk_ext.codebook._registry import LARGEST
 from pqk_ext.config import PQKConfig
 from pqk_ext.deploy import quantize_post_training
+from pqk_ext.fields import Checked, choice, integer, names, number
 from pqk_ext.methods._layouts import file_layouts, published_layouts, shares
 from pqk_ext.methods._registry import method
 from pqk_ext.methods.run import Run
@@ -21,13 +23,12 @@ from pqk_ext.quant import SMALLEST_SCALE
 
 __all__ = ["ShamSettings", "integer_network", "sham"]
 
-_SCOPES = ("layer", "kind", "network")
 _FILES = ("float", "int8")
 _CALIBRATION = 512  # samples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ShamSettings:
+class ShamSettings(Checked):
     """What only this method has. How far and which layers are pruned say ``pqk.sparsity``, ``ranking``, ``prune_...``.
 
     Attributes:
@@ -44,33 +45,20 @@ class ShamSettings:
             activations quantized after training), or both.
     """
 
-    codebook: str = "kmeans"
-    k: int = 32
-    scope: str = "layer"
-    float_share: float = 0.1
-    prune_share: float = 0.65
-    prune_lr: float = 0.002
-    share_lr: float = 0.0005
-    files: tuple[str, ...] = _FILES
+    codebook: str = choice("kmeans", *sorted(set(CODEBOOKS) - {"kmeans"}), "none")
+    k: int = integer(32, 2, LARGEST - 1)
+    scope: str = choice("layer", "kind", "network")
+    float_share: float = number(0.1, 0, 1)
+    prune_share: float = number(0.65, 0, 1)
+    prune_lr: float = number(0.002, 0, open_low=True)
+    share_lr: float = number(0.0005, 0, open_low=True)
+    files: tuple[str, ...] = names(_FILES, least=1)
 
-    def __post_init__(self) -> None:
-        known = (*CODEBOOKS, "none")
-        if self.codebook not in known:
-            raise ValueError(f"codebook: expected one of {', '.join(known)}, got {self.codebook!r}")
-        if type(self.k) is not int or not 2 <= self.k <= 255:
-            raise ValueError(f"k: expected an integer in 2..255, got {self.k!r}")
-        if self.scope not in _SCOPES:
-            raise ValueError(f"scope: expected one of {', '.join(_SCOPES)}, got {self.scope!r}")
-        for name in ("float_share", "prune_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a number in [0, 1], got {getattr(self, name)!r}")
+    def check_together(self) -> None:
+        """The shares of the steps, and which files there can be."""
         if self.float_share + self.prune_share > 1:
             raise ValueError(f"prune_share: expected at most 1 - float_share, got {self.prune_share!r}")
-        for name in ("prune_lr", "share_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)!r}")
-        wrong = [name for name in self.files if name not in _FILES]
-        if wrong or not self.files or isinstance(self.files, str):
+        if set(self.files) - set(_FILES):
             raise ValueError(f"files: expected some of {', '.join(_FILES)}, got {self.files!r}")
         if self.codebook == "none" and "float" in self.files:
             raise ValueError("files: expected int8 alone without a codebook (float files need one), got float")
