@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pqk_ext.deploy import quantize_post_training
+from pqk_ext.entropy import coded_size
 from pqk_ext.methods._registry import method
 from pqk_ext.methods.run import Run
 from pqk_ext.nn import PQKLayer
@@ -21,7 +22,7 @@ __all__ = ["DiffQ", "DiffQSettings", "diffq"]
 
 _CALIBRATION = 512
 _FLOAT_BYTES = 4
-_FIT_INTERVAL = 16
+_FIT_INTERVAL = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class DiffQSettings:
         max_bits: most, 3 to 8.
         initial_bits: at the beginning, strictly between the two.
         noise: ``gaussian`` (deviation of half a step, as published by default) or ``uniform`` (that of rounding).
-        range: where scales come from while there is noise: ``fitted`` to weights and bits by least squares every 16
+        range: where scales come from while there is noise: ``fitted`` to weights and bits by least squares every 32
             steps, ``learned``, or the largest weight of the ``channel`` or of the whole ``tensor``, as published.
         bits_lr: learning rate of the bits' own Adam, which no schedule changes.
         min_size: layers of at most that many times 2**20 bytes, as floats, keep all bits.
@@ -243,6 +244,10 @@ def diffq(run: Run) -> dict[str, nn.Module]:
     hence 2 to 8 bits where the published default is 2 to 15, and clamping to what few bits reach. Activations are
     quantized as in PQK (published: left float in training). The optional fine-tuning with whole bits is an addition.
 
+    ``result.json`` tells the size as published (with real-valued bits), the entropy of the codes if each could be told
+    its bits (``coded_size_mb``), and that of the codes as they lie in the file (``entropy_mb``): one code table a layer
+    does not know which weight has which bits, so mixed bits cost more there than equal ones of the same mean.
+
     Pitfalls: the price is by megabyte, so it must be set anew for each size of network; sizes and accuracies are those
     of whole bits; min_bits is at least 2, so that this never prunes: ``pqk.sparsity`` does.
     """
@@ -260,4 +265,5 @@ def diffq(run: Run) -> dict[str, nn.Module]:
     with torch.no_grad():
         run.facts["published_size_mb"] = float(trainee.size_mb())
         run.facts["coded_size_mb"] = float(trainee.coded_mb())
+        run.facts["entropy_mb"] = float(coded_size(trainee.student, rounded=True)) / MEGABYTE
     return {"diffq": trainee.finish()}
