@@ -43,7 +43,8 @@ class AJPQSettings:
             ``uniform``, one allocation: equal bits everywhere, or in fixed mode equal shares of channels.
         mode: ``mixed``: bits by the channel controller; ``fixed``: ``fixed_bits`` for all that is kept.
         budget: bits of the network, as a share of those of the unpruned network of 8 bits. Counts weights, multiplier
-            and bias of each kernel, and in mixed mode 4 bits that say how many bits the kernel has.
+            and bias of each kernel, and in mixed mode 4 bits that say how many bits the kernel has. The file differs: it
+            has a header, and codes the weights of a layer together, by how often each code occurs.
         fixed_bits: of kept kernels in fixed mode.
         lowest_bits: fewest of a kept kernel in mixed mode.
         highest_bits: most of a kept kernel in mixed mode.
