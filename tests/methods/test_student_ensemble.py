@@ -63,7 +63,7 @@ def train(trainee: StudentEnsemble, steps: int, seed: int = 1) -> None:
         optimizer.zero_grad()
 
 
-# --- widths and settings ---------------------------------------------------------------------------------------------
+# --- widths and settings ----------------------------------------------------------------------------------------------
 
 
 def test_widths_are_cut_off() -> None:
@@ -100,7 +100,7 @@ def test_wrong_settings(name: str, value: object) -> None:
         StudentEnsembleSettings(**{name: value})  # type: ignore[arg-type]
 
 
-# --- the ensemble as a teacher ---------------------------------------------------------------------------------------
+# --- the ensemble as a teacher ----------------------------------------------------------------------------------------
 
 
 def test_average_is_plain_and_constant() -> None:
@@ -128,7 +128,7 @@ def test_average_of_nothing_or_of_other_shapes() -> None:
         AverageOfStudents([])
 
 
-# --- what is shared --------------------------------------------------------------------------------------------------
+# --- what is shared ---------------------------------------------------------------------------------------------------
 
 
 def test_base_is_one_and_branches_are_not() -> None:
@@ -223,7 +223,7 @@ def test_what_cannot_be_shared() -> None:
         share_beginning([first, other], "layer1")
 
 
-# --- losses ----------------------------------------------------------------------------------------------------------
+# --- losses -----------------------------------------------------------------------------------------------------------
 
 
 def test_loss_is_the_published_sum() -> None:
@@ -296,7 +296,7 @@ def test_every_parameter_has_a_gradient_and_one_group() -> None:
     assert {id(p) for p in of_adapters[0]["params"]} == adapters
 
 
-# --- with pruning and PQK's own teacher ------------------------------------------------------------------------------
+# --- with pruning and PQK's own teacher -------------------------------------------------------------------------------
 
 
 def test_masks_of_the_base_are_the_first_students() -> None:
@@ -351,7 +351,7 @@ def test_files_of_all_students_begin_with_the_same_base(tmp_path: Path) -> None:
         assert all((tensors[name] == value).all() for name, value in layers[0].items())
 
 
-# --- under fit -------------------------------------------------------------------------------------------------------
+# --- under fit --------------------------------------------------------------------------------------------------------
 
 
 def test_stopped_runs_end_with_the_same_bytes() -> None:
