@@ -276,7 +276,7 @@ def test_experiments_of_methods_are_published(tmp_path: Path, monkeypatch: pytes
         "machine": {"cpu": "a CPU"},
         "latency": {"rounds": 15, "others": 0.04},
         "arms": {"a": {}},
-        "rows": [{"row": "a", "test_accuracy": figure, "bytes": {**figure, "mean": 12345.0}}],
+        "rows": [{"row": "a", "seeds": [0, 1], "test_accuracy": figure, "bytes": {**figure, "mean": 12345.0}}],
         "pairs": [{"first": "a", "second": "b", "test_accuracy": difference}],
         "cells": [{"arm": "a", "seed": 0, "state": "done", "command": "pqk train --recipe a"}],
     }

@@ -35,11 +35,13 @@ def main() -> int:
     parser.add_argument("names", nargs="*", choices=[*names, []], metavar="NAME", help=", ".join(names))
     parser.add_argument("--work", type=Path, required=True, help="directory of the cells")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--no-run", action="store_true", help="only publish what is done, complete or not")
     options = parser.parse_args()
     failed = []
     for name in options.names or names:
         directory = options.work / name
         words = ["compare", str(FOLDER / f"{name}.yaml"), "--out", str(directory), "--jobs", str(options.jobs)]
+        words += ["--no-run"] if options.no_run else []
         code = pqk(words)
         if code > 1:
             return code

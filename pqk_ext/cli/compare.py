@@ -44,12 +44,15 @@ def compare(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of all arms; may be repeated.")
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at a time, each with one thread.")] = 1,
+    run: Annotated[
+        bool, typer.Option("--run/--no-run", help="--no-run: only tables of the cells that are done.")
+    ] = True,
     json: JsonPath = None,
 ) -> None:
     """Compare methods at equal steps with equal seeds: means, deviations, paired differences.
 
     Stopped at any time, the same command goes on. Writes summary.json, summary.md and pareto.svg into DIR (the picture
-    needs matplotlib: pip install 'pqk_ext[report]'). Ends with 1 if a cell failed; the others are done all the same.
+    needs matplotlib, as pqk report does). Ends with 1 if a cell failed; the others are done all the same.
     """
     check_json(json)
     from pqk_ext.compare import run_experiment
@@ -58,12 +61,15 @@ def compare(
     try:
         with progress_bar() as bar:
             shown = _Shown(bar)
-            summary = run_experiment(chosen, out, jobs=jobs, on_plan=shown.plan, on_start=shown.start, on_end=shown.end)
+            summary = run_experiment(
+                chosen, out, jobs=jobs, run=run, on_plan=shown.plan, on_start=shown.start, on_end=shown.end
+            )
     except (KeyboardInterrupt, SystemExit):
         print(f"pqk: stopped; this goes on with it: pqk {shlex.join(context.obj)}", file=sys.stderr)
         raise
     failed = [cell for cell in summary["cells"] if cell["state"] == "failed"]
-    emit(summary, json, *_tables(summary), f"{out / 'summary.md'}: {len(summary['cells']) - len(failed)} cells")
+    done = sum(cell["state"] == "done" for cell in summary["cells"])
+    emit(summary, json, *_tables(summary), f"{out / 'summary.md'}: {done} of {len(summary['cells'])} cells")
     if failed:
         raise Failure(ExitCode.FAILED, f"{len(failed)} of {len(summary['cells'])} cells failed: {_listed(failed)}")
 

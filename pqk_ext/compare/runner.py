@@ -25,6 +25,7 @@ def run_experiment(
     directory: Path,
     *,
     jobs: int = 1,
+    run: bool = True,
     on_plan: Callable[[list[Cell], list[Cell]], None] = lambda cells, waiting: None,
     on_start: Callable[[Cell], None] = lambda cell: None,
     on_end: Callable[[Ended], None] = lambda ended: None,
@@ -39,6 +40,7 @@ def run_experiment(
         experiment: what to run.
         directory: of its cells and results; made if absent.
         jobs: cells at a time, each in a process with one thread.
+        run: run the cells that are not done; otherwise only those that are count.
         on_plan: called first, with all cells and with those that have no result yet.
         on_start: called when a cell begins.
         on_end: called when a cell has ended.
@@ -74,7 +76,7 @@ def run_experiment(
             write(None)
             on_end(process)
 
-        waiting = [cell for cell in cells if not cell.done]
+        waiting = [cell for cell in cells if run and not cell.done]
         on_plan(cells, waiting)
         run_cells(waiting, jobs, on_start, ended, program=program)
         return write(measure_latencies(_files(cells), directory / "latency.json"))

@@ -172,7 +172,7 @@ def _pair(first: Mapping[str, Any], second: Mapping[str, Any], seeds: Sequence[i
         if key in first and key in second:
             values[key] = dataclasses.asdict(paired_difference(of(first, key), of(second, key)))
     if "bytes" in first and "bytes" in second:
-        values["bytes_ratio"] = first["bytes"]["mean"] / second["bytes"]["mean"]
+        values["bytes_ratio"] = sum(of(first, "bytes")) / sum(of(second, "bytes"))
     return values
 
 

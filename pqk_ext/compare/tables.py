@@ -60,20 +60,23 @@ def row_cells(summary: Summary) -> Table:
     """One row an arm and network."""
     header = [
         "",
+        "seeds",
         "test",
         "validation",
         "bytes",
         "zeros",
         "MACs",
-        "not with 0",
+        "effective MACs",
         "latency",
         "steps",
         "extra steps",
         "time",
     ]
+    partial = any(len(row["seeds"]) != summary["seeds"] for row in summary["rows"])
     rows = [
         [
             row["row"],
+            str(len(row["seeds"])) if partial else "",
             _accuracy(row.get("test_accuracy")),
             _accuracy(row.get("validation_accuracy")),
             _number(row.get("bytes"), 1, 0),

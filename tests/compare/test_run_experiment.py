@@ -125,6 +125,10 @@ def test_a_failed_cell_is_reported_and_tried_again(folder: Path) -> None:
     text = (folder / "summary.md").read_text()
     assert "- pqk-pqk.teacher-false, seed 1: exit code 1: loss is NaN" in text
     assert "(5 of 6 cells so far)" in text
+    assert "| pqk | 3 | 86.33" in text
+    assert "| pqk-pqk.teacher-false | 2 | 81.00" in text
+    assert run(folder, experiment(3), run=False)["cells"][3]["state"] == "missing"
+    assert len(started(folder)) == 6
     (folder / "fail1").unlink()
     summary = run(folder, experiment(3))
     assert summary["complete"]
