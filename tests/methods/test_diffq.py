@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from pqk_ext.config import PQKConfig
+from pqk_ext.deploy import export
+from pqk_ext.deploy.parity import assert_parity
 from pqk_ext.methods import load_recipe, run
 from pqk_ext.methods.diffq import DiffQ, DiffQSettings
 from pqk_ext.preparation import prepare
@@ -82,6 +84,55 @@ def test_a_larger_price_gives_fewer_bits(penalty_on: str) -> None:
         train(model)
         means.append(model.mean_bits())
     assert means[1] < means[0] - 1
+
+
+def test_pqk_s_own_teacher_goes_with_it() -> None:
+    model = trainee({"teacher": True, "warmup_fraction": 0.0}, penalty=1e5, bits_lr=0.2)
+    train(model, STEPS - 1)
+    assert model.student.pqk.phase == 2
+    layer = model.student.pqk.prunable_layers()[0]
+    before, mask = layer.weight.detach().clone(), layer.weight_mask.clone()
+    train(model, 1)
+    moved = layer.weight.detach() != before
+    assert moved[mask].any()
+    assert moved[~mask].any()  # by the teacher alone: the student's noisy weight is 0 there
+    assert not layer.student_weight()[~mask].any()
+    assert model.mean_bits() < 6
+    assert model.metrics()["kd"] > 0
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 5)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+def test_tied_layers_share_bits_and_noise(tmp_path: Path) -> None:
+    config = PQKConfig(sparsity=0.0, teacher=False, total_steps=8, warmup_fraction=0.0)
+    x, y = torch.randn(16, 12), torch.randint(0, 5, (16,))
+    student = prepare(Tied(), config, example_inputs=x)
+    model = DiffQ(student, DiffQSettings(penalty=1e5, bits_lr=0.3))
+    assert list(model.noisy_weights) == ["first", "head"]
+    optimizer = torch.optim.AdamW(model.parameter_groups(0.01, 0.0))
+    for _ in range(6):
+        model.loss(x, y).backward()
+        optimizer.step()
+        model.step()
+        optimizer.zero_grad()
+    model.loss(x, y)
+    first, second, _ = student.pqk.layers()
+    assert torch.equal(first.student_weight(), second.student_weight())
+    model.finish().eval()
+    assert first.weight_bits is not None
+    assert second.weight_bits is not None
+    assert torch.equal(first.weight_bits, second.weight_bits)
+    assert int(first.weight_bits.min()) < 7
+    export(student, tmp_path / "net.pqk")
+    assert_parity(student, tmp_path / "net.pqk", x)
 
 
 def test_loss_is_the_student_s_and_the_price() -> None:
