@@ -7,9 +7,9 @@ from pathlib import Path
 
 from markdown import Document, folded
 
-from pqk_ext.compare.tables import tables
+from pqk_ext.compare.tables import introduction, pair_lines, row_lines
 
-LONG_TABLE = 40  # lines; longer ones are folded
+LONG_TABLE = 12  # rows; longer ones are folded, but the differences are not
 
 
 def section(name: str, document: Document, folder: str) -> list[str]:
@@ -20,11 +20,11 @@ def section(name: str, document: Document, folder: str) -> list[str]:
         document: the summary.
         folder: of the files, from where the text stands.
     """
-    lines = tables(document)
-    if len(lines) > LONG_TABLE:
-        lines = [*folded(f"{len(document['rows'])} rows, {len(document['pairs'])} differences", lines), ""]
+    rows = row_lines(document)
+    if len(document["rows"]) > LONG_TABLE:
+        rows = [*folded(f"{len(document['rows'])} rows", rows[:-1]), ""]
     links = f"[Every cell's command]({folder}/{name}.md), [accuracy against bytes]({folder}/{name}.svg)."
-    return [f"### {document['title']}", "", *lines, links, ""]
+    return [f"### {document['title']}", "", *introduction(document), *rows, *pair_lines(document), links, ""]
 
 
 def report(results: Path, folder: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["pair_cells", "row_cells", "tables", "to_markdown"]
+__all__ = ["introduction", "pair_cells", "pair_lines", "row_cells", "row_lines", "to_markdown"]
 
 Summary = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
@@ -19,23 +19,29 @@ def to_markdown(summary: Summary, picture: str | None = None) -> str:
         summary: what :func:`pqk_ext.compare.run_experiment` gives.
         picture: name of the picture beside the page, if there is one.
     """
-    lines = [f"# {summary['title']}", "", *tables(summary), *_troubles(summary)]
+    lines = [f"# {summary['title']}", "", *introduction(summary), *row_lines(summary), *pair_lines(summary)]
+    lines += _troubles(summary)
     lines += [f"![Accuracy against bytes]({picture})", ""] if picture is not None else []
     return "\n".join([*lines, *_commands(summary)]).rstrip() + "\n"
 
 
-def tables(summary: Summary) -> list[str]:
-    """Lines of Markdown: what it is about, on what machine, one row an arm and network, one row a pair."""
+def introduction(summary: Summary) -> list[str]:
+    """Lines of Markdown: what it is about, and what the figures were taken on."""
     lines = [summary["about"].strip(), ""] if summary["about"] else []
-    lines += [_conditions(summary), "", *_markdown(*row_cells(summary)), ""]
-    if summary["pairs"]:
-        lines += [
-            "Differences seed by seed in points, with the 95 % interval of their mean (Student's t):",
-            "",
-            *_markdown(*pair_cells(summary)),
-            "",
-        ]
-    return lines
+    return [*lines, _conditions(summary), ""]
+
+
+def row_lines(summary: Summary) -> list[str]:
+    """One row an arm and network, as Markdown."""
+    return [*_markdown(*row_cells(summary)), ""]
+
+
+def pair_lines(summary: Summary) -> list[str]:
+    """One row a pair, as Markdown; nothing if there is none."""
+    if not summary["pairs"]:
+        return []
+    title = "Differences seed by seed in points, with the 95 % interval of their mean (Student's t):"
+    return [title, "", *_markdown(*pair_cells(summary)), ""]
 
 
 def _conditions(summary: Summary) -> str:
