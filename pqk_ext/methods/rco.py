@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pqk_ext.distill.adapters import Adapters
 from pqk_ext.distill.feature_mse import feature_mse
+from pqk_ext.fields import Checked, choice, integer, integers, number, text
 from pqk_ext.methods._anchors import Congruence, arranged, equal_interval, next_anchor
 from pqk_ext.methods._registry import method
 from pqk_ext.methods.distillation import Distillation, FeatureTerm
@@ -22,17 +22,11 @@ from pqk_ext.training.data import derived_seed
 
 __all__ = ["GreedyDistillation", "RCOSettings", "mimicking", "rco"]
 
-_CHOICES = {
-    "strategy": ("equal", "greedy"),
-    "order": ("route", "reversed", "shuffled", "last"),
-    "schedule": ("global", "restart"),
-    "variant": ("logits", "hint", "mimicking"),
-}
 _TEACHER, _ADAPTERS = 1, 2  # draws of random numbers other than the student's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RCOSettings:
+class RCOSettings(Checked):
     """What only this method has.
 
     Attributes:
@@ -64,44 +58,28 @@ class RCOSettings:
         last: the snapshot that counts as the converged teacher; 0: the last one.
     """
 
-    strategy: str = "equal"
-    anchors: int = 4
-    delta: float = 0.8
-    order: str = "route"
-    schedule: str = "global"
-    variant: str = "logits"
-    temperature: float = 4.0
-    kd_weight: float = 1.0
-    feature_weight: float = 1.0
-    ce_weight: float = 1.0
-    tap: str = "layers"
-    teacher_tap: str = "layers"
-    teacher: str = "ds_cnn"
-    teacher_width: int = 0
-    teacher_channels: tuple[int, ...] = ()
-    teacher_steps: int = 920
-    teacher_lr: float = 0.0
-    snapshots: int = 20
-    last: int = 0
+    strategy: Literal["equal", "greedy"] = choice("equal", "greedy")
+    anchors: int = integer(4, 0)
+    delta: float = number(0.8, 0, 1)
+    order: Literal["route", "reversed", "shuffled", "last"] = choice("route", "reversed", "shuffled", "last")
+    schedule: Literal["global", "restart"] = choice("global", "restart")
+    variant: Literal["logits", "hint", "mimicking"] = choice("logits", "hint", "mimicking")
+    temperature: float = number(4.0, 0, open_low=True)
+    kd_weight: float = number(1.0, 0)
+    feature_weight: float = number(1.0, 0)
+    ce_weight: float = number(1.0, 0)
+    tap: str = text("layers")
+    teacher_tap: str = text("layers")
+    teacher: str = text("ds_cnn")
+    teacher_width: int = integer(0, 0)
+    teacher_channels: tuple[int, ...] = integers((), 1)
+    teacher_steps: int = integer(920, 1)
+    teacher_lr: float = number(0.0, 0)
+    snapshots: int = integer(20, 1)
+    last: int = integer(0, 0)
 
-    def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("kd_weight", "feature_weight", "ce_weight", "teacher_lr", "delta", "temperature"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
-        if self.delta > 1:
-            raise ValueError(f"delta: expected a number in [0, 1], got {self.delta!r}")
-        if self.temperature == 0:
-            raise ValueError("temperature: expected a number above 0, got 0")
-        for name, low in (("teacher_steps", 1), ("snapshots", 1), ("teacher_width", 0), ("last", 0), ("anchors", 0)):
-            if type(getattr(self, name)) is not int or getattr(self, name) < low:
-                raise ValueError(f"{name}: expected an integer of at least {low}, got {getattr(self, name)!r}")
-        self._check_together()
-
-    def _check_together(self) -> None:
+    def check_together(self) -> None:
+        """Raises ValueError where the route is too short for what is asked of it."""
         if self.snapshots > self.teacher_steps:
             raise ValueError(f"snapshots: expected at most teacher_steps = {self.teacher_steps}, got {self.snapshots}")
         if self.last > self.snapshots:
@@ -120,6 +98,11 @@ class RCOSettings:
         """Of the teacher's function in the zoo."""
         width = {"width": self.teacher_width} if self.teacher_width else {}
         return width | ({"stage_channels": self.teacher_channels} if self.teacher_channels else {})
+
+    @property
+    def stages(self) -> int:
+        """Parts of the student's training, each with one anchor."""
+        return self.route_length if self.strategy == "greedy" else self.anchors
 
     @property
     def route_length(self) -> int:
@@ -186,7 +169,7 @@ class _Experiment:
         self.greedy = self.settings.strategy == "greedy"
         inputs = run.data.validation[0]
         self.congruence = Congruence(route, self.length, inputs, self.settings.temperature)
-        stages = self.length if self.greedy else self.settings.anchors
+        stages = self.settings.stages
         self.edges = equal_parts(run.recipe.training.steps, stages)
         self.fixed = arranged(equal_interval(self.length, stages), self.settings.order, run.seed)
 
@@ -303,8 +286,11 @@ def rco(run: Run) -> dict[str, nn.Module]:
     KL(converged teacher || deployed student) on the validation split; also at the settings' temperature
     (``congruence_softened``), and from the last anchor (``congruence_of_last_anchor``).
     """
-    if run.settings.strategy == "equal" and run.settings.anchors == 0:
+    stages, steps = run.settings.stages, run.recipe.training.steps
+    if stages == 0:
         return {"rco": run.fit("student", run.prepare(run.network()))}
+    if stages > steps:
+        raise ValueError(f"training.steps: expected at least 1 for each of {stages} stages, got {steps}")
     experiment = _Experiment(run, _teach(run))
     restart = run.settings.schedule == "restart"
     student, anchors = experiment.restarts() if restart else experiment.global_schedule()

@@ -143,9 +143,9 @@ def test_mimicking_is_the_squared_distance_of_the_pooled_maps() -> None:
         ({"strategy": "best"}, "strategy: expected one of equal, greedy, got 'best'"),
         ({"order": "random"}, "order: expected one of route, reversed, shuffled, last, got 'random'"),
         ({"delta": 1.5}, r"delta: expected a number in \[0, 1\], got 1.5"),
-        ({"delta": math.nan}, "delta: expected a number of at least 0, got nan"),
-        ({"temperature": 0}, "temperature: expected a number above 0, got 0"),
-        ({"kd_weight": True}, "kd_weight: expected a number of at least 0, got True"),
+        ({"delta": math.nan}, r"delta: expected a number in \[0, 1\], got nan"),
+        ({"temperature": 0}, r"temperature: expected a number in \(0, inf\), got 0"),
+        ({"kd_weight": True}, r"kd_weight: expected a number in \[0, inf\), got True"),
         ({"anchors": 2.0}, "anchors: expected an integer of at least 0, got 2.0"),
         ({"anchors": 21}, "anchors: expected at most the route's 20 snapshots, got 21"),
         ({"anchors": 4, "last": 3}, "anchors: expected at most the route's 3 snapshots, got 4"),
@@ -349,6 +349,13 @@ def test_it_ends_in_a_file_with_the_bits_of_training(tmp_path: Path) -> None:
     assert result["facts"]["anchors"] == [1, 2, 3, 4]
     assert result["facts"]["congruence"] > 0
     assert result["facts"] == json.loads((tmp_path / "result.json").read_text())["facts"]
+
+
+def test_a_run_too_short_for_its_stages_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    work = _run(tmp_path, **{"training.steps": 3})
+    with pytest.raises(ValueError, match=r"training\.steps: expected at least 1 for each of 4 stages, got 3"):
+        METHODS["rco"].train(work)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_published_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
