@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pqk_ext.compare.processes import Ended
 
 
+# Columns of the table on a terminal of 80 characters; the others stand in summary.md.
+_SHOWN = ("", "seeds", "test", "bytes", "effective MACs", "latency", "time")
+
+
 def compare(
     context: typer.Context,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory of cells and results; goes on in it.")],
@@ -142,7 +146,9 @@ def _tables(summary: dict[str, Any]) -> list[Table]:
     from pqk_ext.compare.tables import pair_cells, row_cells
 
     header, rows = row_cells(summary)
-    shown = [table(summary["title"], [header[0], *(f">{name}" for name in header[1:])], rows)]
+    kept = [i for i, name in enumerate(header) if name in _SHOWN]
+    columns = [header[i] if i == 0 else f">{header[i]}" for i in kept]
+    shown = [table(summary["title"], columns, [[row[i] for i in kept] for row in rows])]
     header, rows = pair_cells(summary)
     if rows:
         title = "test accuracy, first minus second, points, 95 % interval"
