@@ -1,7 +1,7 @@
-"""Writes benchmarks/results/README.md from the JSON files beside it, and its short tables into the main README.md.
+"""Writes benchmarks/results/README.md from the JSON files beside it, and some of its tables into the main README.md.
 
 `python benchmarks/report.py` rewrites both; with `--check` it changes nothing and ends with 1 if they are out of date.
-In README.md the tables stand between two `results` marks, those of `results/methods` between two `methods` marks; long
+In README.md the tables of `IN_README` stand between two `results` marks, those of `results/methods` between two `methods` marks; long
 ones, which are folded, are left out there.
 """
 
@@ -31,6 +31,7 @@ ALL = RESULTS / "README.md"
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- /results -->"
 METHODS_BEGIN, METHODS_END = "<!-- methods: written by benchmarks/report.py -->", "<!-- /methods -->"
 LONG_TABLE = 16  # lines; longer tables are folded
+IN_README = ("nets", "size", "train_step")
 
 
 def microseconds(value: float) -> str:
@@ -162,18 +163,31 @@ def section(stem: str, document: Document) -> list[str]:
     return [f"### {title}", "", *([text] if text else []), conditions(document), "", *lines, ""]
 
 
-def report() -> str:
-    """All tables for which there are results."""
+def sections() -> dict[str, list[str]]:
+    """Lines of every section for which there are results, by the stem of its file."""
     order = [*LAYOUTS, *sorted(p.stem for p in RESULTS.glob("*.json") if p.stem not in LAYOUTS)]
-    lines = []
+    found = {}
     for stem in order:
         path = RESULTS / f"{stem}.json"
         if not path.exists():
             continue
         document = json.loads(path.read_text())
         if "machine" in document and (stem in LAYOUTS or "results" in document):
-            lines += section(stem, document)
-    return "\n".join(lines)
+            found[stem] = section(stem, document)
+    return found
+
+
+def report() -> str:
+    """All tables."""
+    return "\n".join(line for lines in sections().values() for line in lines)
+
+
+def readme_tables() -> str:
+    """Those of the main README.md, and what else there is."""
+    found = sections()
+    shown = without_long_tables("\n".join(line for stem in IN_README for line in found.get(stem, [])))
+    others = [lines[0].removeprefix("### ").lower() for stem, lines in found.items() if stem not in IN_README]
+    return f"{shown}\n[All results]({ALL.relative_to(ROOT).as_posix()}), also of: {', '.join(others)}.\n"
 
 
 def without_long_tables(text: str) -> str:
@@ -200,8 +214,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a table is out of date")
     check = parser.parse_args().check
-    everything = report()
-    readme = between(README.read_text(), BEGIN, END, without_long_tables(everything))
+    readme = between(README.read_text(), BEGIN, END, readme_tables())
     folder = (RESULTS / "methods").relative_to(ROOT).as_posix()
     methods = without_long_tables(report_methods.report(RESULTS / "methods", folder))
     wanted = {

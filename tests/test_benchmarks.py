@@ -299,7 +299,7 @@ def test_experiments_of_methods_are_published(tmp_path: Path, monkeypatch: pytes
 def test_readme_tables_are_those_of_the_results() -> None:
     report = load("report")
     readme = report.README.read_text()
-    assert f"{report.BEGIN}\n\n{report.without_long_tables(report.report())}\n{report.END}" in readme
+    assert f"{report.BEGIN}\n\n{report.readme_tables()}\n{report.END}" in readme
     folder = "benchmarks/results/methods"
     methods = report.report_methods.report(report.RESULTS / "methods", folder)
     assert f"{report.METHODS_BEGIN}\n\n{report.without_long_tables(methods)}\n{report.METHODS_END}" in readme
