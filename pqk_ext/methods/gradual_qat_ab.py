@@ -77,7 +77,7 @@ class GradualQatAbSettings:
     calibration_batches: int = 8
     points: tuple[str, ...] = ()
     teacher_points: tuple[str, ...] = ()
-    ab_weight: float = 0.1
+    ab_weight: float = 1.0
     margin: float = 1.0
     per_element: bool = True
     ce_weight: float = 1.0
