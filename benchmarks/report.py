@@ -1,8 +1,8 @@
 """Writes benchmarks/results/README.md from the JSON files beside it, and some of its tables into the main README.md.
 
 `python benchmarks/report.py` rewrites both; with `--check` it changes nothing and ends with 1 if they are out of date.
-In README.md the tables of `IN_README` stand between two `results` marks, those of `results/methods` between two `methods` marks; long
-ones, which are folded, are left out there.
+In README.md the tables of `IN_README` stand between two `results` marks, those of `results/methods` between two
+`methods` marks; long ones, which are folded, are left out there.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pqk_ext.fields import Checked, choice, flag, integer, number
 from pqk_ext.methods._allocation import IMPORTANCE, Allocation, Space
 from pqk_ext.methods._allocation_reward import Evaluator, TunedEvaluator
 from pqk_ext.methods._allocation_search import Controllers, LocalSearch, Outcome, Strategy, Uniform, search
@@ -33,7 +33,7 @@ _DRAW_AGENTS, _DRAW_SAMPLES, _DRAW_TUNING = 101, 102, 103
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AJPQSettings:
+class AJPQSettings(Checked):
     """What AJPQ searches, and how.
 
     Attributes:
@@ -43,8 +43,8 @@ class AJPQSettings:
             ``uniform``, one allocation: equal bits everywhere, or in fixed mode equal shares of channels.
         mode: ``mixed``: bits by the channel controller; ``fixed``: ``fixed_bits`` for all that is kept.
         budget: bits of the network, as a share of those of the unpruned network of 8 bits. Counts weights, multiplier
-            and bias of each kernel, and in mixed mode 4 bits that say how many bits the kernel has. The file differs: it
-            has a header, and codes the weights of a layer together, by how often each code occurs.
+            and bias of each kernel, and in mixed mode 4 bits that say how many bits the kernel has. The file differs:
+            it has a header, and codes the weights of a layer together, by how often each code occurs.
         fixed_bits: of kept kernels in fixed mode.
         lowest_bits: fewest of a kept kernel in mixed mode.
         highest_bits: most of a kept kernel in mixed mode.
@@ -65,65 +65,38 @@ class AJPQSettings:
         pruning_share: of prune_then_quantize: the pruning stage's target is ``budget ** pruning_share``.
     """
 
-    search: str = "rl"
-    mode: str = "mixed"
-    budget: float = 0.2
-    fixed_bits: int = 4
-    lowest_bits: int = 2
-    highest_bits: int = 8
-    parts: int = 4
-    lowest_keep: float = 0.2
-    layer_importance: str = "l1"
-    channel_importance: str = "l1"
-    monotone: bool = False
-    float_steps: int = 0
-    episodes: int = 800
-    warmup: int = 100
-    sigma: float = 0.5
-    sigma_decay: float = 0.95
-    reward_samples: int = 500
-    batch_statistics: bool = False
-    reward_steps: int = 0
-    reward_lr: float = 1e-3
-    pruning_share: float = 0.5
+    search: str = choice(*SEARCHES)
+    mode: str = choice(*MODES)
+    budget: float = number(0.2, 0, 1, open_low=True)
+    fixed_bits: int = integer(4, 2, 8)
+    lowest_bits: int = integer(2, 2, 8)
+    highest_bits: int = integer(8, 2, 8)
+    parts: int = integer(4, 1)
+    lowest_keep: float = number(0.2, 0, 1, open_low=True)
+    layer_importance: str = choice(*IMPORTANCE)
+    channel_importance: str = choice(*IMPORTANCE)
+    monotone: bool = flag(False)
+    float_steps: int = integer(0, 0)
+    episodes: int = integer(800, 1)
+    warmup: int = integer(100, 0)
+    sigma: float = number(0.5, 0, 1, open_low=True)
+    sigma_decay: float = number(0.95, 0, 1, open_low=True)
+    reward_samples: int = integer(500, 1)
+    batch_statistics: bool = flag(False)
+    reward_steps: int = integer(0, 0)
+    reward_lr: float = number(1e-3, 0, open_low=True)
+    pruning_share: float = number(0.5, 0, 1, open_low=True)
 
-    def __post_init__(self) -> None:
-        importances = tuple(IMPORTANCE)
-        for name, allowed in (
-            *(("search", SEARCHES), ("mode", MODES)),
-            *(("layer_importance", importances), ("channel_importance", importances)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("monotone", "batch_statistics"):
-            if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name}: expected true or false, got {getattr(self, name)!r}")
-        for name in ("fixed_bits", "lowest_bits", "highest_bits"):
-            self._integer(name, 2, 8)
-        self._integer("highest_bits", self.lowest_bits, 8)
-        for name, low in (("parts", 1), ("episodes", 1), ("reward_samples", 1)):
-            self._integer(name, low)
-        for name in ("float_steps", "warmup", "reward_steps"):
-            self._integer(name, 0)
-        for name in ("budget", "lowest_keep", "sigma", "sigma_decay", "pruning_share"):
-            self._number(name, 1.0)
-        self._number("reward_lr", math.inf)
+    def check_together(self) -> None:
+        if self.highest_bits < self.lowest_bits:
+            raise ValueError(
+                f"highest_bits: expected at least lowest_bits = {self.lowest_bits}, got {self.highest_bits}"
+            )
         if self.search == "prune_then_quantize" and (self.mode == "fixed" or self.episodes < 2):
             raise ValueError(
                 "search: prune_then_quantize needs mode mixed and 2 episodes or more, got mode "
                 f"{self.mode} and {self.episodes} episodes"
             )
-
-    def _integer(self, name: str, low: int, high: int | None = None) -> None:
-        value = getattr(self, name)
-        if type(value) is not int or value < low or (high is not None and value > high):
-            allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
-            raise ValueError(f"{name}: expected an integer {allowed}, got {value!r}")
-
-    def _number(self, name: str, high: float) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= high:
-            raise ValueError(f"{name}: expected a number above 0 and at most {high:g}, got {value!r}")
 
     @property
     def bits(self) -> tuple[int, int]:

@@ -124,7 +124,7 @@ class Recipe(Checked):
         try:
             return PQKConfig.from_dict(values)
         except ValueError as error:
-            raise ValueError(f"pqk.{error}") from error
+            raise ValueError(_inside("pqk", error)) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; ``from_dict`` gives an equal recipe back."""
@@ -176,19 +176,24 @@ def _plain(value: Any) -> Any:
 def _section(kind: type[Any], name: str, values: Any) -> Any:
     if not isinstance(values, Mapping):
         raise ValueError(f"{name}: expected a mapping, got {reprlib.repr(values)}")
-    _check_keys(kind, values, f"{name}.")
+    _check_keys(kind, values, f"{name}: ")
     lists = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         return kind(**lists)
     except ValueError as error:
-        raise ValueError(f"{name}.{error}") from error
+        raise ValueError(_inside(name, error)) from error
 
 
-def _check_keys(kind: type[Any], values: Mapping[str, Any], prefix: str) -> None:
+def _inside(section: str, error: ValueError) -> str:
+    """The message with the section before it: ``training.steps: ...``, ``training: unknown key ...``."""
+    return f"{section}{': ' if str(error).startswith('unknown key') else '.'}{error}"
+
+
+def _check_keys(kind: type[Any], values: Mapping[str, Any], place: str) -> None:
     known = [one.name for one in dataclasses.fields(kind)]
     for key in values:
         if key not in known:
-            raise ValueError(unknown(key, known, prefix))
+            raise ValueError(unknown(key, known, place))
 
 
 def recipe_names() -> list[str]:

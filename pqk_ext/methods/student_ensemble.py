@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from pqk_ext import models
 from pqk_ext.distill.adapters import Adapters
 from pqk_ext.distill.kl import kl
+from pqk_ext.fields import Checked, choice, flag, integer, number
 from pqk_ext.methods._registry import method
 from pqk_ext.methods.run import Run
 from pqk_ext.nn import NetworkOutput
@@ -28,7 +28,7 @@ __all__ = ["StudentEnsemble", "StudentEnsembleSettings", "branch_widths", "stude
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StudentEnsembleSettings:
+class StudentEnsembleSettings(Checked):
     """Settings of :func:`student_ensemble`; the defaults are the published ones, but for the number of students.
 
     Attributes:
@@ -44,32 +44,15 @@ class StudentEnsembleSettings:
         alone: the control: each student by itself, with a base of its own, as many steps and no teacher.
     """
 
-    students: int = 3
-    base_stages: int = 0
-    alpha: float = 0.7
-    beta: float = 0.15
-    gamma: float = 0.15
-    temperature: float = 2.0
-    adapter_lr_factor: float = 0.5
-    base_gradient: str = "all"
-    alone: bool = False
-
-    def __post_init__(self) -> None:
-        if type(self.students) is not int or self.students < 2:
-            raise ValueError(f"students: expected an integer of at least 2, got {self.students!r}")
-        if type(self.base_stages) is not int or self.base_stages < 0:
-            raise ValueError(f"base_stages: expected an integer of at least 0, got {self.base_stages!r}")
-        for name in ("alpha", "beta", "gamma", "temperature", "adapter_lr_factor"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a number in [0, inf), got {value!r}")
-        for name in ("alpha", "temperature"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{name}: expected a number above 0, got 0")
-        if self.base_gradient not in ("all", "first"):
-            raise ValueError(f"base_gradient: expected one of all, first, got {self.base_gradient!r}")
-        if type(self.alone) is not bool:
-            raise ValueError(f"alone: expected true or false, got {self.alone!r}")
+    students: int = integer(3, 2)
+    base_stages: int = integer(0, 0)
+    alpha: float = number(0.7, 0, open_low=True)
+    beta: float = number(0.15, 0)
+    gamma: float = number(0.15, 0)
+    temperature: float = number(2.0, 0, open_low=True)
+    adapter_lr_factor: float = number(0.5, 0)
+    base_gradient: str = choice("all", "first")
+    alone: bool = flag(False)
 
 
 def branch_widths(stage_channels: Sequence[int], students: int) -> list[tuple[int, ...]]:

@@ -126,7 +126,7 @@ def test_arms_must_cost_the_same() -> None:
     with pytest.raises(ValueError, match=r"training\.batch_size"):
         load_recipes(experiment)
     experiment = from_methods(["pqk", "pqk:training.batch=8"], seeds=1)
-    with pytest.raises(ValueError, match=r"arm pqk-training\.batch-8: training\.batch: unknown key"):
+    with pytest.raises(ValueError, match=r"arm pqk-training\.batch-8: training: unknown key 'batch'"):
         load_recipes(experiment)
 
 

@@ -71,7 +71,7 @@ def test_interrupted_and_resumed_as_if_never_stopped(tmp_path: Path, capfd: pyte
         (["{tmp}/none.yaml"], "none.yaml: cannot read"),
         (["--methods", "pqq"], "no recipe 'pqq'"),
         (["--methods", "pqk", "--set", "training.steps"], "training.steps"),
-        (["--methods", "pqk", "--set", "training.stepz=3"], "training.stepz: unknown key"),
+        (["--methods", "pqk", "--set", "training.stepz=3"], "training: unknown key 'stepz'"),
         (["--methods", "pqk", "--budget", "0"], "--budget"),
         (["--methods", "pqk", "--seeds", "0"], "--seeds"),
         (["--methods", "pqk,pqk:training.steps=3"], "training.steps: expected the same in all arms"),
