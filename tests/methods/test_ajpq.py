@@ -226,7 +226,7 @@ def test_controls_meet_the_same_budget(tmp_path: Path, changes: dict[str, Any]) 
         ({"search": "best"}, "search: expected one of rl, random, greedy, uniform, prune_then_quantize, got 'best'"),
         ({"mode": "any"}, "mode: expected one of mixed, fixed, got 'any'"),
         ({"layer_importance": "l3"}, "layer_importance: expected one of l1, .* got 'l3'"),
-        ({"budget": 0.0}, "budget: expected a number in \(0, 1\], got 0.0"),
+        ({"budget": 0.0}, r"budget: expected a number in \(0, 1\], got 0.0"),
         ({"lowest_bits": 1}, "lowest_bits: expected an integer from 2 to 8, got 1"),
         ({"lowest_bits": 5, "highest_bits": 4}, "highest_bits: expected at least lowest_bits = 5, got 4"),
         ({"episodes": 0}, "episodes: expected an integer of at least 1, got 0"),
