@@ -22,8 +22,8 @@ from ..networks import SmallNet, batch, enliven
 
 # The largest networks take seconds a sample in the exact float evaluation; they run with -m long.
 LARGE = (
-    "densenet201", "densenet_bc", "res15", "mobilenet_v1", "mobilenet_v2", "mobilenet_v2_half", "ds_cnn_l", "vgg11",
-    "resnet44", "resnet56", "resnet110",
+    "densenet201", "densenet_bc", "res15", "res15_narrow", "mobilenet_v1", "mobilenet_v2", "mobilenet_v2_half",
+    "ds_cnn_l", "vgg11", "resnet44", "resnet56", "resnet110",
 )  # fmt: skip
 SAMPLES = 64
 
