@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -133,11 +134,10 @@ def test_files_are_measured_without_torch(tmp_path: Path) -> None:
         "import sys; sys.modules['torch'] = None; from pqk_ext import cost; "
         f"print(cost.measure({str(tmp_path / 'net.pqk')!r}, rounds=1).macs)"
     )
-    root = Path(__file__).parent.parent
+    installed = str(Path(pqk_ext.__file__).parents[1])  # not the tree that the tests stand in
     result = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=root,
-        env={"PYTHONPATH": str(root)},
+        [sys.executable, "-P", "-c", program],
+        env={**os.environ, "PYTHONPATH": installed},
         capture_output=True,
         text=True,
         check=False,
