@@ -41,6 +41,17 @@ def in_phase_2(name: str) -> PreparedModel:
     return model
 
 
+def with_nudged_norms(model: PreparedModel, side: float) -> PreparedModel:
+    """A copy in which scales and shifts of batch norms are the next float32 numbers."""
+    nudged = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in nudged.modules():
+            if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+                for parameter in (module.weight, module.bias):
+                    parameter.copy_(torch.nextafter(parameter, parameter + side))
+    return nudged
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in SMALL else pytest.mark.long) for name in models.names()]
 )
@@ -66,8 +77,10 @@ def test_a_model_trains_compiles_and_exports(name: str) -> None:
     student = torch.export.export(eager, (x,))
     state = copy.deepcopy(eager)
     # The exported graph adds in another order, and codes on the edge round apart: in deep networks at many places.
+    # Those without training make any size of that, as they do of the last bits of their batch norms.
     exported, run = student.module()(x), state(x)
-    assert (exported - run).norm() < (1e-3 if name in SMALL else 5e-2) * run.norm()
+    moved = max((with_nudged_norms(eager, side)(x) - run).norm() for side in (1.0, -1.0))
+    assert (exported - run).norm() < max((1e-3 if name in SMALL else 5e-2) * run.norm(), 4 * moved)
     eager.eval()
     program = torch.export.export(eager, (x,), dynamic_shapes=({0: torch.export.Dim("samples", min=2)},))
     other = inputs_of(name, 3)
