@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pqk_ext.registered import enlist
+
 __all__ = ["CRITERIA", "compute_masks", "criterion", "cubic_sparsity", "filter_mean_magnitude", "magnitude"]
 
 _BLOCK = 4  # consecutive input channels that the granularity "1x4" keeps or prunes together
@@ -29,11 +31,7 @@ def criterion(function: Criterion) -> Criterion:
     Raises:
         ValueError: the name is taken.
     """
-    name = getattr(function, "__name__", "")
-    if name in CRITERIA:
-        raise ValueError(f"criterion: the name {name!r} is registered already")
-    CRITERIA[name] = function
-    return function
+    return enlist(CRITERIA, function, "criterion")
 
 
 @criterion

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pqk_ext.registered import enlist
+
 __all__ = ["METHODS", "Codebook", "codebook_method"]
 
 LARGEST = 256  # shared values; what a file can hold
@@ -43,11 +45,7 @@ def codebook_method(function: Method) -> Method:
     Raises:
         ValueError: the name is taken.
     """
-    name = getattr(function, "__name__", "")
-    if name in METHODS:
-        raise ValueError(f"codebook_method: the name {name!r} is registered already")
-    METHODS[name] = function
-    return function
+    return enlist(METHODS, function, "codebook_method")
 
 
 def checked(values: Tensor, k: int) -> NDArray[np.float64]:

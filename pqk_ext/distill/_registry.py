@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from pqk_ext.registered import enlist
+
 __all__ = ["FEATURE_LOSSES", "LOSSES", "distillation_loss", "feature_loss"]
 
 # (student_logits, teacher_logits, temperature) -> scalar loss
@@ -30,11 +32,7 @@ def distillation_loss(function: DistillationLoss) -> DistillationLoss:
     Raises:
         ValueError: the name is taken.
     """
-    name = getattr(function, "__name__", "")
-    if name in LOSSES:
-        raise ValueError(f"distillation_loss: the name {name!r} is registered already")
-    LOSSES[name] = function
-    return function
+    return enlist(LOSSES, function, "distillation_loss")
 
 
 def feature_loss(function: Registered) -> Registered:
@@ -47,11 +45,7 @@ def feature_loss(function: Registered) -> Registered:
     Raises:
         ValueError: the name is taken.
     """
-    name = getattr(function, "__name__", "")
-    if name in FEATURE_LOSSES:
-        raise ValueError(f"feature_loss: the name {name!r} is registered already")
-    FEATURE_LOSSES[name] = function
-    return function
+    return enlist(FEATURE_LOSSES, function, "feature_loss")
 
 
 def check_features(

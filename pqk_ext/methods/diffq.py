@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pqk_ext.deploy import quantize_post_training
 from pqk_ext.entropy import coded_size
+from pqk_ext.fields import Checked, choice, integer, number
 from pqk_ext.methods._registry import method
 from pqk_ext.methods.run import Run
 from pqk_ext.nn import PQKLayer
@@ -26,7 +27,7 @@ _FIT_INTERVAL = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiffQSettings:
+class DiffQSettings(Checked):
     """Settings of :func:`diffq`.
 
     Attributes:
@@ -50,41 +51,21 @@ class DiffQSettings:
             straight-through; 0 ends with noise, as published.
     """
 
-    quantizer: str = "diffq"
-    bits: int = 4
-    penalty: float = 5.0
-    penalty_on: str = "bits"
-    group_size: int = 8
-    min_bits: int = 2
-    max_bits: int = 8
-    initial_bits: float = 7.0
-    noise: str = "gaussian"
-    range: str = "fitted"
-    bits_lr: float = 1e-3
-    min_size: float = 0.0
-    finetune_fraction: float = 0.0
+    quantizer: str = choice("diffq", "qat", "post_training")
+    bits: int = integer(4, 2, 8)
+    penalty: float = number(5.0, 0)
+    penalty_on: str = choice("bits", "coded")
+    group_size: int = integer(8, 0)
+    min_bits: int = integer(2, 2, 8)
+    max_bits: int = integer(8, 2, 8)
+    initial_bits: float = number(7.0, 0)
+    noise: str = choice("gaussian", "uniform")
+    range: str = choice(*RANGES)
+    bits_lr: float = number(1e-3, 0)
+    min_size: float = number(0.0, 0)
+    finetune_fraction: float = number(0.0, 0, 1)
 
-    def __post_init__(self) -> None:
-        choices = {
-            "quantizer": ("diffq", "qat", "post_training"),
-            "penalty_on": ("bits", "coded"),
-            "noise": ("gaussian", "uniform"),
-            "range": RANGES,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, least in (("bits", 2), ("min_bits", 2), ("max_bits", 2), ("group_size", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least or (name != "group_size" and value > 8):
-                limits = f"from {least} to 8" if name != "group_size" else "of at least 0"
-                raise ValueError(f"{name}: expected an integer {limits}, got {value!r}")
-        for name in ("penalty", "bits_lr", "min_size", "initial_bits", "finetune_fraction"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
-        if self.finetune_fraction > 1:
-            raise ValueError(f"finetune_fraction: expected a number in [0, 1], got {self.finetune_fraction!r}")
+    def check_together(self) -> None:
         if not self.min_bits < self.initial_bits < self.max_bits:
             raise ValueError(
                 f"initial_bits: expected a number between min_bits = {self.min_bits} and max_bits = {self.max_bits}, "

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import functools
 import math
-import reprlib
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from pqk_ext.deploy.exporter import calibrate
 from pqk_ext.distill.activation_boundary import activation_boundary, activation_similarity
 from pqk_ext.distill.adapters import Adapters
+from pqk_ext.fields import Checked, choice, flag, integer, names, number, text, text_or_flag
 from pqk_ext.methods._registry import method
 from pqk_ext.methods.distillation import Distillation, FeatureTerm
 from pqk_ext.methods.run import Run
@@ -28,16 +28,10 @@ __all__ = ["GradualQatAbSettings", "gradual_qat_ab", "mask_and_codes_bytes"]
 
 _CALIBRATION = 3  # keeps the draw of the calibration batches apart from other seeds
 _COMPARED = 256  # validation samples whose activations are compared
-_CHOICES = {
-    "student": ("teacher", "recipe"),
-    "pruning": ("gradual", "one_shot"),
-    "quantization": ("qat", "ptq"),
-    "qat_batch_norm": ("train", "freeze"),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GradualQatAbSettings:
+class GradualQatAbSettings(Checked):
     """Settings of :func:`gradual_qat_ab`.
 
     Attributes:
@@ -64,58 +58,34 @@ class GradualQatAbSettings:
         temperature: softening of both logits.
     """
 
-    teacher: str = ""
-    teacher_pretrained: bool | str = False
-    teacher_steps: int = 920
-    student: str = "teacher"
-    ab_init_fraction: float = 0.0
-    pruning: str = "gradual"
-    quantization: str = "qat"
-    qat_fraction: float = 0.1
-    qat_lr_factor: float = 0.01
-    qat_batch_norm: str = "train"
-    calibration_batches: int = 8
-    points: tuple[str, ...] = ()
-    teacher_points: tuple[str, ...] = ()
-    ab_weight: float = 1.0
-    margin: float = 1.0
-    per_element: bool = True
-    ce_weight: float = 1.0
-    kd_weight: float = 1.0
-    temperature: float = 3.0
+    teacher: str = text()
+    teacher_pretrained: bool | str = text_or_flag(False)
+    teacher_steps: int = integer(920, 0)
+    student: str = choice("teacher", "recipe")
+    ab_init_fraction: float = number(0.0, 0, 1, open_high=True)
+    pruning: str = choice("gradual", "one_shot")
+    quantization: str = choice("qat", "ptq")
+    qat_fraction: float = number(0.1, 0, 1, open_high=True)
+    qat_lr_factor: float = number(0.01, 0)
+    qat_batch_norm: str = choice("train", "freeze")
+    calibration_batches: int = integer(8, 1)
+    points: tuple[str, ...] = names()
+    teacher_points: tuple[str, ...] = names()
+    ab_weight: float = number(1.0, 0)
+    margin: float = number(1.0, 0, open_low=True)
+    per_element: bool = flag(True)
+    ce_weight: float = number(1.0, 0)
+    kd_weight: float = number(1.0, 0)
+    temperature: float = number(3.0, 0, open_low=True)
 
-    def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            _check(name, getattr(self, name), getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
-        for name, least in (("teacher_steps", 0), ("calibration_batches", 1)):
-            value = getattr(self, name)
-            _check(name, value, type(value) is int and value >= least, f"an integer of at least {least}")
-        for name in ("ab_weight", "ce_weight", "kd_weight", "qat_lr_factor"):
-            _check(name, getattr(self, name), _is_number(getattr(self, name)), "a number of at least 0")
-        for name in ("margin", "temperature"):
-            value = getattr(self, name)
-            _check(name, value, _is_number(value) and value > 0, "a number above 0")
-        for name in ("ab_init_fraction", "qat_fraction"):
-            value = getattr(self, name)
-            _check(name, value, _is_number(value) and value < 1, "a number in [0, 1)")
-        trained = self.ab_init_fraction + self.qat_fraction
-        _check("qat_fraction", self.qat_fraction, trained < 1, "a sum with ab_init_fraction below 1, to prune in")
-        _check("per_element", self.per_element, type(self.per_element) is bool, "true or false")
-        for name in ("points", "teacher_points"):
-            value = getattr(self, name)
-            names = isinstance(value, tuple) and all(isinstance(point, str) for point in value)
-            _check(name, value, names, "a list of names of modules")
-        same = self.student == "recipe" or not self.teacher
-        _check("student", self.student, same, "'recipe' beside a teacher of another network")
-
-
-def _is_number(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value < math.inf
-
-
-def _check(name: str, value: object, fits: bool, expected: str) -> None:
-    if not fits:
-        raise ValueError(f"{name}: expected {expected}, got {reprlib.repr(value)}")
+    def check_together(self) -> None:
+        if self.ab_init_fraction + self.qat_fraction >= 1:
+            raise ValueError(
+                "qat_fraction: expected a sum with ab_init_fraction below 1, to prune in, got "
+                f"{self.ab_init_fraction} + {self.qat_fraction}"
+            )
+        if self.student == "teacher" and self.teacher:
+            raise ValueError("student: expected 'recipe' beside a teacher of another network, got 'teacher'")
 
 
 @method(GradualQatAbSettings)

@@ -64,6 +64,9 @@ class ResNet(nn.Module):
         stage_channels: Channels of the three stages, whatever `width` says; the first convolution keeps its own. The
             shortcuts are then 1x1 convolutions with batch norm ("option B") wherever stride or channels change, since
             zeros cannot make up for channels that become fewer.
+        in_channels: Channels of the input.
+        channels: Of the first convolution, before `width` multiplies them.
+        first_stride: Stride of the first convolution.
 
     Raises:
         ValueError: `width` below 1, or `stage_channels` that are not three positive integers.
@@ -72,16 +75,24 @@ class ResNet(nn.Module):
     stage_names = ("layer1", "layer2", "layer3")
 
     def __init__(
-        self, blocks: int, num_classes: int, width: int = 1, stage_channels: Sequence[int] | None = None
+        self,
+        blocks: int,
+        num_classes: int,
+        width: int = 1,
+        stage_channels: Sequence[int] | None = None,
+        *,
+        in_channels: int = 3,
+        channels: int = 16,
+        first_stride: int = 1,
     ) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"width: expected at least 1, got {width}")
-        stem = 16 * width
+        stem = channels * width
         self.stage_channels = checked_stages(stage_channels, (stem, 2 * stem, 4 * stem))
         first, second, third = self.stage_channels
         self._projects = stage_channels is not None
-        self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, stem, 3, stride=first_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU()
         self.layer1 = self._stage(blocks, stem, first, stride=1)

@@ -171,7 +171,7 @@ def test_the_bits_have_an_adam_of_their_own() -> None:
         ({"noise": "laplace"}, "noise: expected one of gaussian, uniform, got 'laplace'"),
         ({"bits": 9}, "bits: expected an integer from 2 to 8, got 9"),
         ({"group_size": -1}, "group_size: expected an integer of at least 0, got -1"),
-        ({"penalty": -1.0}, "penalty: expected a number of at least 0, got -1.0"),
+        ({"penalty": -1.0}, "penalty: expected a number in \\[0, inf\\), got -1.0"),
         ({"finetune_fraction": 1.5}, r"finetune_fraction: expected a number in \[0, 1\], got 1.5"),
         ({"initial_bits": 8.0}, "initial_bits: expected a number between min_bits = 2 and max_bits = 8, got 8.0"),
     ],
