@@ -58,6 +58,13 @@ inline int num_multiprocessors(int device) {
   return count < 1 ? 1 : count;
 }
 
+// How much shared memory a block can have, static and dynamic together.
+inline size_t max_shared_bytes(int device) {
+  int bytes = static_cast<int>(kDefaultSharedBytes);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return static_cast<size_t>(bytes);
+}
+
 inline const char* error_text(cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();

@@ -1,14 +1,13 @@
 #include "core/cuda/fake_quantize.h"
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
+
+#include "core/cuda/device.h"
 
 namespace pqk::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
 // Elements a thread has in flight at once, to cover the latency of memory.
 constexpr int kUnroll = 4;
 constexpr int64_t kElementsPerBlock = kThreads * kUnroll;
@@ -154,7 +153,6 @@ __device__ double block_sum(double value, int thread) {
   return sum;
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 bool is_short(const ChannelView& view) { return view.channels > 1 && view.inner < kMinBroadcast; }
 // Pairs of partial sums a channel: slices of its elements, or (row groups x columns) for short channels.
 int64_t slots_a_channel(const ChannelView& view) {
@@ -265,57 +263,39 @@ __global__ void straight_through_kernel(const Bits* grad_output, const uint8_t* 
   }
 }
 
-// Launches go to the tensors' device, whatever the thread's current one is.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    if (cudaGetDevice(&previous_) == cudaSuccess && previous_ != device) cudaSetDevice(device);
-  }
-  ~DeviceGuard() { cudaSetDevice(previous_); }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int previous_ = 0;
-};
-
-const char* launch_error() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
 unsigned grid(int64_t blocks) { return static_cast<unsigned>(std::min<int64_t>(blocks, kMaxBlocks)); }
 
 template <class Storage>
-void launch_backward(const FakeQuantizeParams& p, const FakeQuantizeGradients& job) {
+const char* launch_backward(const FakeQuantizeParams& p, const FakeQuantizeGradients& job) {
   using T = typename Compute<Storage>::Type;
   const Layout layout(p.view);
-  const auto stream = static_cast<cudaStream_t>(p.stream);
   const int64_t slots = slots_a_channel(p.view);
+  const char* error = nullptr;
   if (p.view.numel() > 0 && is_short(p.view)) {
     const int64_t blocks = ceil_div(p.view.channels * p.view.inner, kColumns);
     const int64_t items = blocks * ceil_div(p.view.outer, kSumRows);
-    backward_by_column<Storage>
-        <<<grid(items), dim3(kColumns, kRowThreads), 0, stream>>>(p, layout, job, blocks, items);
+    error = launch(backward_by_column<Storage>, grid(items), dim3(kColumns, kRowThreads), 0, p.stream, p,
+                   layout, job, blocks, items);
   } else if (p.view.numel() > 0) {
-    backward_by_slice<Storage><<<grid(p.view.channels * slots), kThreads, 0, stream>>>(p, layout, job, slots);
+    error = launch(backward_by_slice<Storage>, grid(p.view.channels * slots), kThreads, 0, p.stream, p, layout,
+                   job, slots);
   }
-  if (p.view.channels > 0) sum_kernel<T><<<grid(p.view.channels), kThreads, 0, stream>>>(p, job, slots);
+  if (error != nullptr || p.view.channels == 0) return error;
+  return launch(sum_kernel<T>, grid(p.view.channels), kThreads, 0, p.stream, p, job, slots);
 }
 
 template <class Storage>
-void launch_forward(const FakeQuantizeParams& p, const void* input, void* output, uint8_t* in_range) {
+const char* launch_forward(const FakeQuantizeParams& p, const void* input, void* output, uint8_t* in_range) {
   const int64_t blocks = ceil_div(p.view.numel(), kElementsPerBlock);
-  forward_kernel<Storage><<<grid(blocks), kThreads, 0, static_cast<cudaStream_t>(p.stream)>>>(
-      p, Layout(p.view), static_cast<const Storage*>(input), static_cast<Storage*>(output), in_range);
+  return launch(forward_kernel<Storage>, grid(blocks), kThreads, 0, p.stream, p, Layout(p.view),
+                static_cast<const Storage*>(input), static_cast<Storage*>(output), in_range);
 }
 
 template <class Bits>
-void launch_straight_through(void* stream, const StraightThrough& job) {
-  straight_through_kernel<Bits>
-      <<<grid(ceil_div(job.numel, kElementsPerBlock)), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-          static_cast<const Bits*>(job.grad_output), job.in_range, static_cast<Bits*>(job.grad_input),
-          job.numel);
+const char* launch_straight_through(void* stream, const StraightThrough& job) {
+  return launch(straight_through_kernel<Bits>, grid(ceil_div(job.numel, kElementsPerBlock)), kThreads, 0,
+                stream, static_cast<const Bits*>(job.grad_output), job.in_range,
+                static_cast<Bits*>(job.grad_input), job.numel);
 }
 
 }  // namespace
@@ -327,32 +307,26 @@ const char* fake_quantize(const FakeQuantizeParams& p, const void* input, void* 
   const DeviceGuard guard(p.device);
   switch (p.type) {
     case FloatType::kFloat32:
-      launch_forward<float>(p, input, output, in_range);
-      break;
+      return launch_forward<float>(p, input, output, in_range);
     case FloatType::kFloat64:
-      launch_forward<double>(p, input, output, in_range);
-      break;
+      return launch_forward<double>(p, input, output, in_range);
     case FloatType::kBFloat16:
-      launch_forward<BFloat16>(p, input, output, in_range);
-      break;
+      return launch_forward<BFloat16>(p, input, output, in_range);
   }
-  return launch_error();
+  return "unknown element type";
 }
 
 const char* fake_quantize_backward(const FakeQuantizeParams& p, const FakeQuantizeGradients& job) {
   const DeviceGuard guard(p.device);
   switch (p.type) {
     case FloatType::kFloat32:
-      launch_backward<float>(p, job);
-      break;
+      return launch_backward<float>(p, job);
     case FloatType::kFloat64:
-      launch_backward<double>(p, job);
-      break;
+      return launch_backward<double>(p, job);
     case FloatType::kBFloat16:
-      launch_backward<BFloat16>(p, job);
-      break;
+      return launch_backward<BFloat16>(p, job);
   }
-  return launch_error();
+  return "unknown element type";
 }
 
 const char* straight_through(int device, void* stream, const StraightThrough& job) {
@@ -360,16 +334,13 @@ const char* straight_through(int device, void* stream, const StraightThrough& jo
   const DeviceGuard guard(device);
   switch (job.element_size) {
     case 2:
-      launch_straight_through<uint16_t>(stream, job);
-      break;
+      return launch_straight_through<uint16_t>(stream, job);
     case 4:
-      launch_straight_through<uint32_t>(stream, job);
-      break;
+      return launch_straight_through<uint32_t>(stream, job);
     case 8:
-      launch_straight_through<uint64_t>(stream, job);
-      break;
+      return launch_straight_through<uint64_t>(stream, job);
   }
-  return launch_error();
+  return "unknown element size";
 }
 
 }  // namespace pqk::cuda
