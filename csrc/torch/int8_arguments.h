@@ -22,11 +22,16 @@ inline void check_code(int64_t value, const char* op, const char* argument) {
   STD_TORCH_CHECK(0 <= value && value <= 255, op, ": ", argument, " must be in [0, 255], got ", value);
 }
 
-inline void check_channel_floats(const Tensor& values, int64_t channels, const char* op, const char* argument) {
-  check_cpu(values, op, argument);
+// The dtype and shape of an argument with a float32 for each output channel; not where it lies, nor its values.
+inline void check_channel_shape(const Tensor& values, int64_t channels, const char* op, const char* argument) {
   check_dtype(values, ScalarType::Float, op, argument);
   STD_TORCH_CHECK(values.dim() == 1 && values.size(0) == channels, op, ": ", argument, " must have shape [",
                   channels, "], got ", shape_string(values));
+}
+
+inline void check_channel_floats(const Tensor& values, int64_t channels, const char* op, const char* argument) {
+  check_cpu(values, op, argument);
+  check_channel_shape(values, channels, op, argument);
   const float* data = values.const_data_ptr<float>();
   for (int64_t i = 0; i < channels; ++i) {
     const float value = data[i * values.stride(0)];
@@ -47,8 +52,7 @@ inline void check_epilogue(const Int8Epilogue& e, const char* op) {
   check_code(e.residual_zero_point, op, "residual_zero_point");
 }
 
-inline void check_residual(const Tensor& residual, const std::vector<int64_t>& shape, const char* op) {
-  check_cpu(residual, op, "residual");
+inline void check_residual_shape(const Tensor& residual, const std::vector<int64_t>& shape, const char* op) {
   check_dtype(residual, ScalarType::Byte, op, "residual");
   bool equal = residual.dim() == static_cast<int64_t>(shape.size());
   std::string text;
@@ -58,6 +62,11 @@ inline void check_residual(const Tensor& residual, const std::vector<int64_t>& s
   }
   STD_TORCH_CHECK(equal, op, ": residual must have the output's shape [", text, "], got ",
                   shape_string(residual));
+}
+
+inline void check_residual(const Tensor& residual, const std::vector<int64_t>& shape, const char* op) {
+  check_cpu(residual, op, "residual");
+  check_residual_shape(residual, shape, op);
 }
 
 inline Conv2dConstants conv2d_constants(const int8_t* weight, const float* multiplier, const float* bias,
