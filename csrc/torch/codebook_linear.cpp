@@ -1,6 +1,6 @@
 #include "core/codebook_linear.h"
 
-#include "torch/coded_weight.h"
+#include "torch/coded_linear.h"
 
 namespace pqk::torch_ops {
 namespace {
@@ -8,13 +8,7 @@ namespace {
 constexpr const char* kOp = "pqk::codebook_linear";
 constexpr int64_t kProductsPerThread = 1 << 18;
 
-void check_codebook(const Tensor& codebook, int64_t zero) {
-  check_cpu(codebook, kOp, "codebook");
-  check_dtype(codebook, ScalarType::Float, kOp, "codebook");
-  STD_TORCH_CHECK(codebook.dim() == 1 && codebook.numel() >= 1 && codebook.numel() <= 256, kOp,
-                  ": codebook must have shape [K] with K from 1 to 256, got ", shape_string(codebook));
-  STD_TORCH_CHECK(0 <= zero && zero < codebook.numel(), kOp, ": zero must be in [0, ", codebook.numel() - 1,
-                  "], got ", zero);
+void check_finite(const Tensor& codebook) {
   const float* entries = codebook.const_data_ptr<float>();
   for (int64_t i = 0; i < codebook.numel(); ++i) {
     STD_TORCH_CHECK(std::isfinite(entries[i]), kOp, ": codebook must be finite, got ", entries[i], " at index ",
@@ -26,28 +20,17 @@ Tensor codebook_linear_cpu(const Tensor& input, const Tensor& payload, const Ten
                            const std::string& codec, int64_t out_features, int64_t zero,
                            std::optional<Tensor> bias) {
   check_cpu(input, kOp, "input");
-  check_dtype(input, ScalarType::Float, kOp, "input");
-  STD_TORCH_CHECK(input.dim() >= 1, kOp, ": input must have at least 1 dimension, got none");
-  check_payload(payload, kOp);
-  STD_TORCH_CHECK(out_features >= 0, kOp, ": out_features must not be negative, got ", out_features);
+  check_cpu(payload, kOp, "payload");
+  check_cpu(codebook, kOp, "codebook");
+  if (bias.has_value()) check_cpu(*bias, kOp, "bias");
+  const WeightShape shape = check_codebook_linear(input, payload, codebook, out_features, zero, bias, kOp);
   const Tensor entries = torch::stable::contiguous(codebook);
-  check_codebook(entries, zero);
+  check_finite(entries);
   std::optional<Tensor> biases;
-  if (bias.has_value()) {
-    check_cpu(*bias, kOp, "bias");
-    check_dtype(*bias, ScalarType::Float, kOp, "bias");
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_features, kOp, ": bias must have shape [",
-                    out_features, "], got ", shape_string(*bias));
-    biases = torch::stable::contiguous(*bias);
-  }
-  const int64_t in_features = input.size(input.dim() - 1);
+  if (bias.has_value()) biases = torch::stable::contiguous(*bias);
   const LinearOutput out(input, out_features);
   const int64_t count = out.rows;
   const Tensor payloads = torch::stable::contiguous(payload);
-  int64_t weights = 0;
-  STD_TORCH_CHECK(!__builtin_mul_overflow(in_features, out_features, &weights), kOp,
-                  ": out_features must leave fewer than 2^63 weights, got ", out_features);
-  const WeightShape shape{weights, out_features};
   const auto weight = open_weight(payloads, codec, shape, kOp);
   Tensor output = torch::stable::new_empty(input, out.shape, ScalarType::Float);
   if (count == 0 || out_features == 0) return output;
@@ -56,7 +39,7 @@ Tensor codebook_linear_cpu(const Tensor& input, const Tensor& payload, const Ten
   const CodebookLinear linear(weight, shape, entries.const_data_ptr<float>(), entries.numel(), zero,
                               biases.has_value() ? biases->const_data_ptr<float>() : nullptr);
   const FloatLinearRows rows{inputs.const_data_ptr<float>(), output.mutable_data_ptr<float>(), count};
-  const int64_t panel_products = std::max<int64_t>(1, weights * count / linear.panels());
+  const int64_t panel_products = std::max<int64_t>(1, shape.count * count / linear.panels());
   decode_parallel(linear.panels(), std::max<int64_t>(1, kProductsPerThread / panel_products), kOp,
                   [&](int64_t begin, int64_t end) {
                     AlignedArray<uint8_t> scratch =

@@ -1,7 +1,6 @@
 #include "core/coded_linear.h"
 
-#include "torch/coded_weight.h"
-#include "torch/int8_arguments.h"
+#include "torch/coded_linear.h"
 
 namespace pqk::torch_ops {
 namespace {
@@ -13,22 +12,17 @@ Tensor coded_linear_cpu(const Tensor& input, const Tensor& payload, const Tensor
                         const Tensor& bias, const std::string& codec, int64_t input_zero_point,
                         int64_t quant_min, int64_t quant_max, std::optional<Tensor> residual,
                         double residual_multiplier, int64_t residual_zero_point, bool float_output) {
-  check_cpu(input, kOp, "input");
-  check_dtype(input, ScalarType::Byte, kOp, "input");
-  STD_TORCH_CHECK(input.dim() >= 1, kOp, ": input must have at least 1 dimension, got none");
-  check_payload(payload, kOp);
-  STD_TORCH_CHECK(multiplier.dim() == 1, kOp, ": multiplier must have shape [O], got ",
-                  shape_string(multiplier));
-  const int64_t in_features = input.size(input.dim() - 1), out_features = multiplier.size(0);
-  check_fan_in(in_features, kOp);
-  check_channel_floats(multiplier, out_features, kOp, "multiplier");
-  check_channel_floats(bias, out_features, kOp, "bias");
   const Int8Epilogue epilogue{input_zero_point,    quant_min,           quant_max,
                               residual_multiplier, residual_zero_point, float_output};
-  check_epilogue(epilogue, kOp);
+  check_cpu(input, kOp, "input");
+  check_cpu(payload, kOp, "payload");
+  check_coded_linear(input, payload, multiplier, bias, epilogue, residual, kOp);
+  const int64_t in_features = input.size(input.dim() - 1), out_features = multiplier.size(0);
+  check_channel_floats(multiplier, out_features, kOp, "multiplier");
+  check_channel_floats(bias, out_features, kOp, "bias");
+  if (residual.has_value()) check_cpu(*residual, kOp, "residual");
   const LinearOutput out(input, out_features);
   const int64_t count = out.rows;
-  if (residual.has_value()) check_residual(*residual, out.shape, kOp);
   const Tensor payloads = torch::stable::contiguous(payload);
   const WeightShape shape{in_features * out_features, out_features};
   const auto weight = open_weight(payloads, codec, shape, kOp);

@@ -10,19 +10,34 @@
 
 namespace pqk::torch_ops {
 
-inline void check_payload(const Tensor& payload, const char* op) {
-  check_cpu(payload, op, "payload");
+// Not where it lies.
+inline void check_payload_shape(const Tensor& payload, const char* op) {
   check_dtype(payload, ScalarType::Byte, op, "payload");
   STD_TORCH_CHECK(payload.dim() == 1, op, ": payload must have 1 dimension, got shape ", shape_string(payload));
+}
+
+inline void check_payload(const Tensor& payload, const char* op) {
+  check_cpu(payload, op, "payload");
+  check_payload_shape(payload, op);
+}
+
+// A codec whose rows can be decoded by themselves.
+inline const WeightCodec& openable_codec(const std::string& codec, const char* op) {
+  try {
+    const WeightCodec& found = weight_codec(codec, "codec");
+    STD_TORCH_CHECK(found.open != nullptr, op,
+                    ": codec must be one whose rows can be decoded by themselves, got '", codec, "'");
+    return found;
+  } catch (const FormatError& error) {
+    STD_TORCH_CHECK(false, op, ": ", error.what());
+  }
 }
 
 // `payload` must be contiguous and outlive the result.
 inline std::shared_ptr<const CodedWeight> open_weight(const Tensor& payload, const std::string& codec,
                                                       WeightShape shape, const char* op) {
+  const WeightCodec& found = openable_codec(codec, op);
   try {
-    const WeightCodec& found = weight_codec(codec, "codec");
-    STD_TORCH_CHECK(found.open != nullptr, op,
-                    ": codec must be one whose rows can be decoded by themselves, got '", codec, "'");
     const ByteSpan bytes{payload.const_data_ptr<uint8_t>(), payload.numel()};
     found.check(bytes, shape, "payload");
     if (shape.count == 0) return kRawCodec.open({bytes.data, 0}, shape, "payload");  // nothing to decode

@@ -31,6 +31,10 @@ def codebook_linear(
     multiply-adds where the CPU has them; it does not depend on threads. Products with weights of 0 may be left out: for
     one row of ``input`` and a codec for sparse weights they are.
 
+    On CUDA a warp decodes a chunk's weights in registers and multiplies them there, with the codecs of
+    :func:`coded_linear`. Calls wait for nothing, so that the values of tensors cannot be checked: outputs are NaN where
+    a payload is not whole or a code is outside of the codebook; :func:`decode_weight` tells of the first.
+
     Args:
         input: float32 ``(..., I)``, any strides.
         payload: uint8 ``(n,)``: int8 codes ``(O, I)``, coded in ``O`` rows (``FORMAT.md``, "Codecs").

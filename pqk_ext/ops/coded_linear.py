@@ -37,6 +37,10 @@ def coded_linear(
     the decoded weight. Threads share the chunks of the payload. The payload is checked in each call, before anything is
     computed.
 
+    On CUDA a warp decodes a chunk's weights in registers and multiplies them there; codecs are ``raw``, ``packed``,
+    ``interleaved-huffman`` and ``interleaved-sparse-huffman``. Calls wait for nothing, so that the values of tensors
+    cannot be checked: where a payload is not whole outputs are NaN, or ``quant_min``; :func:`decode_weight` tells.
+
     Args:
         input: uint8 codes ``(..., I)``, any strides.
         payload: uint8 ``(n,)``: the int8 weight ``(O, I)``, coded in ``O`` rows (``FORMAT.md``, "Codecs").

@@ -1,4 +1,4 @@
-"""How often each integer code occurs among weights, with a gradient (`csrc/core/soft_histogram_cpu.cpp`)."""
+"""How often each integer code occurs among weights, with a gradient (`csrc/core/soft_histogram.h`)."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def soft_histogram(
     clamped, and where ``mask`` is False. The sums are taken in one fixed order.
 
     Args:
-        input: shape ``(channels, ...)``. float32 on the CPU has a kernel of its own; for other floating-point types and
-            devices torch's operators do the same.
+        input: shape ``(channels, ...)``. float32 on the CPU and on CUDA has kernels of its own; for other
+            floating-point types and devices torch's operators do the same.
         scale: float, shape ``(channels,)``, positive.
         quant_max: largest code, 1 to 127.
         mask: bool of ``input``'s shape; where False an element is code 0, whatever it holds.
@@ -48,7 +48,8 @@ def soft_histogram(
     Raises:
         RuntimeError: an argument of the wrong dtype, shape or range; the message names it.
     """
-    if input.device.type != "cpu" or input.dtype != torch.float32 or transforms_active():
+    native = input.device.type in ("cpu", "cuda") and input.dtype == torch.float32
+    if not native or transforms_active():
         return soft_histogram_reference(input, scale, quant_max=quant_max, mask=mask, grad_scale=grad_scale)
     counts: Tensor = torch.ops.pqk.soft_histogram(input, scale, quant_max, mask, grad_scale)
     return counts
