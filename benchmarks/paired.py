@@ -142,8 +142,8 @@ def _lines(path: str) -> list[str]:
 
 def write_results(stem: str, results: list[Paired], **context: Any) -> Path:
     """Writes ``benchmarks/results/<stem>.json``; returns its path."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{stem}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     document = {"machine": machine(), **context, "results": [asdict(result) for result in results]}
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path
@@ -161,8 +161,8 @@ def merge_results(stem: str, section: str, entries: dict[str, Any], **context: A
     Returns:
         The path. The file is replaced in one step, so that ending the run leaves a whole one.
     """
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{stem}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     document = json.loads(path.read_text()) if path.exists() else {}
     document |= {"machine": machine(), **context}
     document.setdefault(section, {}).update(entries)

@@ -119,7 +119,12 @@ def batches(x: Tensor, y: Tensor, recipe: Recipe, seed: int) -> Iterator[tuple[T
 
 
 def train(
-    arm: str, recipe: Recipe, seed: int, data: tuple[Tensor, Tensor], on_step: Callable[[], None] = lambda: None
+    arm: str,
+    recipe: Recipe,
+    seed: int,
+    data: tuple[Tensor, Tensor],
+    on_step: Callable[[], None] = lambda: None,
+    device: torch.device | str = "cpu",
 ) -> nn.Module:
     """Trains one arm from the trained DS-CNN.
 
@@ -129,6 +134,7 @@ def train(
         seed: of batches, augmentation and dropout.
         data: training clips and labels.
         on_step: called after each optimizer step.
+        device: where to train. Batches are made on the CPU, and so the same everywhere.
 
     Returns:
         The model in evaluation mode: a float network (``"float"``), or a prepared one, ready for export.
@@ -139,11 +145,11 @@ def train(
     if arm not in ARMS:
         raise ValueError(f"arm: expected one of {', '.join(ARMS)}, got {arm!r}")
     model: nn.Module = models.create("ds_cnn", pretrained=True)
-    _switch_dropout_off(model)
+    _switch_dropout_off(model.to(device))
     controller = None
     groups = [{"params": list(model.parameters()), "lr": recipe.lr, "weight_decay": recipe.weight_decay}]
     if arm != "float":
-        prepared = prepare(model, recipe.config(teacher=arm == "pqk"), example_inputs=data[0][:1])
+        prepared = prepare(model, recipe.config(teacher=arm == "pqk"), example_inputs=data[0][:1].to(device))
         model, controller = prepared, prepared.pqk
         groups = controller.parameter_groups(lr=recipe.lr, weight_decay=recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups)
@@ -153,6 +159,7 @@ def train(
     for step, (x, y) in enumerate(batches(*data, recipe, seed)):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * recipe.lr_factor(step)
+        x, y = x.to(device), y.to(device)
         loss = F.cross_entropy(model(x), y) if controller is None else controller.loss(x, y)
         loss.backward()
         optimizer.step()
@@ -160,7 +167,7 @@ def train(
         if controller is not None:
             controller.step()
         on_step()
-    return model.eval()
+    return model.to("cpu").eval()
 
 
 def _switch_dropout_off(model: nn.Module) -> None:
@@ -179,7 +186,11 @@ def accuracy(model: nn.Module, data: tuple[Tensor, Tensor], batch_size: int = 12
 
 
 def measure(
-    recipe: Recipe, seeds: Iterable[int], folder: Path, on_step: Callable[[str, int], None] = lambda arm, seed: None
+    recipe: Recipe,
+    seeds: Iterable[int],
+    folder: Path,
+    on_step: Callable[[str, int], None] = lambda arm, seed: None,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Trains all arms for every seed, writes the files, runs them without torch and measures.
 
@@ -189,6 +200,7 @@ def measure(
         folder: takes the files ``int8.pqk``, ``prune_quantize.pqk`` and ``pqk.pqk`` of the first seed, ``-N`` for
             the others.
         on_step: called with arm and seed after each optimizer step.
+        device: where to train; everything else is measured on the CPU.
 
     Returns:
         What ``pqk demo --json`` writes, without ``seconds``. Accuracies are those of the integer networks, except
@@ -199,7 +211,7 @@ def measure(
     networks: dict[str, nn.Module | Path] = {}
     for seed in seeds:
         for arm in ARMS:
-            model = train(arm, recipe, seed, train_data, lambda arm=arm, seed=seed: on_step(arm, seed))  # type: ignore[misc]
+            model = train(arm, recipe, seed, train_data, lambda arm=arm, seed=seed: on_step(arm, seed), device)  # type: ignore[misc]
             if arm == "float":
                 runs.append({"arm": arm, "seed": seed, "accuracy": accuracy(model, test)})
                 networks.setdefault(arm, model)

@@ -187,6 +187,7 @@ def pack(levels: Tensor, bits: Tensor, low: float, high: float, *, min_bits: int
     """
     if bits.numel() and not (int(bits.min()) >= min_bits and int(bits.max()) <= MOST_BITS):
         raise ValueError(f"bits: expected {min_bits} to {MOST_BITS}, got {int(bits.min())} to {int(bits.max())}")
+    levels, bits = levels.cpu(), bits.cpu()
     width = _width(bits, min_bits)
     parts = [np.array([low, high], "<f4").tobytes(), bytes([width]), _planes(bits.numpy() - min_bits, width)]
     for number in range(min_bits, MOST_BITS + 1):

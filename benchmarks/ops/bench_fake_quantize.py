@@ -2,11 +2,15 @@
 
 `pytest benchmarks/ops/bench_fake_quantize.py` lists absolute times; `python benchmarks/ops/bench_fake_quantize.py`
 compares in interleaved rounds, says which goals hold, and writes `benchmarks/results/fake_quantize.json`, in half a
-minute. Freed memory stays in the process for both sides (`pqk_ext.training.keep_freed_memory`), as in training.
+minute. With `--device cuda` it does so on a GPU, against torch's operators and torch.compile, with a copy as the roof,
+and writes `benchmarks/results/gpu/fake_quantize.json`. Freed memory stays in the process for both sides
+(`pqk_ext.training.keep_freed_memory`), as in training.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +21,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import paired
+import paired_cuda
 
 from pqk_ext import build_info
 from pqk_ext.ops import fake_quantize
 from pqk_ext.training import keep_freed_memory
 
 SHAPES = {"36k": (64, 64, 3, 3), "2.1M": (512, 4096)}
+GPU_SHAPES = {"2.1M": (512, 4096), "67M": (8192, 8192)}  # within the second-level cache, and far beyond it
 RANGE = {"quant_min": -127, "quant_max": 127}
 Call = Callable[[], object]
 
@@ -30,19 +36,19 @@ Call = Callable[[], object]
 class Data:
     """One tensor with its parameters; every call gives fresh outputs and gradients."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], device: str = "cpu") -> None:
         generator = torch.Generator().manual_seed(0)
-        self.input = torch.randn(shape, generator=generator).requires_grad_()
-        self.grad = torch.randn(shape, generator=generator)
+        self.input = torch.randn(shape, generator=generator).to(device).requires_grad_()
+        self.grad = torch.randn(shape, generator=generator).to(device)
         channels = shape[0]
-        self.one = torch.tensor([0.02])
-        self.one_zero = torch.zeros(1, dtype=torch.int32)
-        self.scale = torch.full((channels,), 0.02, requires_grad=True)
+        self.one = torch.tensor([0.02], device=device)
+        self.one_zero = torch.zeros(1, dtype=torch.int32, device=device)
+        self.scale = torch.full((channels,), 0.02, device=device, requires_grad=True)
         self.fixed_scale = self.scale.detach()
-        self.zero_point = torch.zeros(channels, requires_grad=True)
-        self.fixed_zero_point = torch.zeros(channels, dtype=torch.int32)
-        self.mask = torch.rand(shape, generator=generator) < 0.1
-        self.out = torch.empty(shape)
+        self.zero_point = torch.zeros(channels, device=device, requires_grad=True)
+        self.fixed_zero_point = torch.zeros(channels, dtype=torch.int32, device=device)
+        self.mask = (torch.rand(shape, generator=generator) < 0.1).to(device)
+        self.out = torch.empty(shape, device=device)
 
     def backward(self, output: Tensor, *leaves: Tensor) -> object:
         return torch.autograd.grad(output, leaves, self.grad)
@@ -120,6 +126,27 @@ CASES = {
     "masked forward (peer: not masked)": (forward_masked, forward_only, 9),
     "masked (peer: not masked)": (weight_masked, weight, 22),
 }
+
+
+def composite(input: Tensor, scale: Tensor) -> Tensor:
+    """What a user writes, for torch.compile to fuse."""
+    rows = scale.view(-1, *[1] * (input.dim() - 1))
+    return (input / rows).round().clamp(-127, 127) * rows
+
+
+def torch_compiled(d: Data) -> object:
+    with torch.no_grad():
+        return compiled()(d.input, d.fixed_scale)
+
+
+@functools.cache
+def compiled() -> Callable[[Tensor, Tensor], Tensor]:
+    return torch.compile(composite)
+
+
+GPU_CASES = CASES | {"forward_per_channel (peer: torch.compile)": (forward_only, torch_compiled, 8)}
+# On a GPU, of the largest tensor: what the ratio must reach, and the share of a copy's speed.
+GPU_GOALS = {"forward_per_channel 67M": (1.5, 0.85), "learnable_per_channel 67M": (2.2, None)}
 # What the ratio must reach, at least.
 GOALS = {
     "per_tensor 2.1M": 10,
@@ -149,7 +176,41 @@ def test_fake_quantize(benchmark: Callable[..., object], who: str, case: str, si
     benchmark(CASES[case][0 if who == "subject" else 1], data)
 
 
+def gpu_verdicts(results: list[paired.Paired]) -> list[str]:
+    """One line for each goal on a GPU."""
+    lines = []
+    for result in results:
+        goal, share = GPU_GOALS.get(result.name, (None, None))
+        if goal is None:
+            continue
+        held = result.ratio >= goal and (share is None or (result.copy_share or 0.0) >= share)
+        lines.append(f"goal {'held' if held else 'missed'}: {result}, at least {goal}, share {share}")
+    return lines
+
+
+def main_on_gpu() -> None:
+    results = []
+    for size, shape in GPU_SHAPES.items():
+        data = Data(shape, "cuda")
+        for name, (ours, theirs, bytes_an_element) in GPU_CASES.items():
+            result = paired_cuda.compare(
+                f"{name} {size}",
+                lambda ours=ours, data=data: ours(data),
+                lambda theirs=theirs, data=data: theirs(data),
+                bytes_moved=int(bytes_an_element * data.input.numel()),
+            )
+            print(result, flush=True)
+            results.append(result)
+            paired.write_results("gpu/fake_quantize", results, **paired_cuda.gpu(), build=build_info())
+    print("\n".join(gpu_verdicts(results)))
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    if parser.parse_args().device == "cuda":
+        main_on_gpu()
+        return
     torch.set_num_threads(1)
     keep_freed_memory()
     results = []

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pqk_ext.cli.failures import ExitCode, Failure
-from pqk_ext.cli.options import Force, JsonPath
+from pqk_ext.cli.options import DeviceName, Force, JsonPath
 from pqk_ext.cli.output import check_json, check_output, emit, kilobytes, progress_bar, table
+from pqk_ext.cli.train_recipe import check_device
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,6 +33,7 @@ def demo(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs; accuracies are their mean.")] = 1,
     sparsity: Annotated[float | None, typer.Option("--sparsity", help="Share of zero weights, in [0, 1).")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=2, help="Optimizer steps of each arm.")] = None,
+    device: DeviceName = "cpu",
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Keep the .pqk files of the first seed there.")
     ] = None,
@@ -44,6 +46,7 @@ def demo(
     of their own, on the test fold.
     """
     check_json(json)
+    check_device(device)
     if output is not None:
         _check_folder(output, force=force)
     from pqk_ext.demo import Recipe
@@ -55,12 +58,12 @@ def demo(
     recipe.config(teacher=True)  # refuses a sparsity out of range before any work
     started = time.perf_counter()
     with _folder(output) as folder:
-        values = _measure(recipe, seeds, folder)
+        values = _measure(recipe, seeds, folder, device)
     values["seconds"] = time.perf_counter() - started
     emit(values, json, _table(values), _notes(values))
 
 
-def _measure(recipe: Recipe, seeds: int, folder: Path) -> dict[str, Any]:
+def _measure(recipe: Recipe, seeds: int, folder: Path, device: str) -> dict[str, Any]:
     from pqk_ext import demo
 
     with progress_bar() as bar:
@@ -69,7 +72,7 @@ def _measure(recipe: Recipe, seeds: int, folder: Path) -> dict[str, Any]:
         def on_step(arm: str, seed: int) -> None:
             bar.update(task, advance=1, description=f"seed {seed}: {_TITLES[arm]}")
 
-        return demo.measure(recipe, range(seeds), folder, on_step)
+        return demo.measure(recipe, range(seeds), folder, on_step, device)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pqk_ext.cli.failures import reading
 if TYPE_CHECKING:
     from pqk_ext.runtime import Model
 
-__all__ = ["DataSpec", "Force", "JsonPath", "Network", "OptionalDataSpec", "Threads", "load_network"]
+__all__ = ["DataSpec", "DeviceName", "Force", "JsonPath", "Network", "OptionalDataSpec", "Threads", "load_network"]
 
 Network = Annotated[Path, typer.Argument(metavar="FILE", help="A .pqk file.")]
 JsonPath = Annotated[
@@ -20,6 +20,9 @@ JsonPath = Annotated[
     typer.Option("--json", metavar="FILE", help="Write the result as JSON, replacing FILE; - for standard output."),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads that one call may use.")]
+DeviceName = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="Where to compute: cpu, cuda or cuda:N. Never another one.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
 _DATA = typer.Option(
     "--data",

@@ -13,9 +13,9 @@ import typer
 
 from pqk_ext.cli import datasets, run_folder
 from pqk_ext.cli.failures import ExitCode, Failure
-from pqk_ext.cli.options import JsonPath, OptionalDataSpec
+from pqk_ext.cli.options import DeviceName, JsonPath, OptionalDataSpec
 from pqk_ext.cli.output import check_json, emit
-from pqk_ext.cli.train_recipe import changes_of, run_recipe
+from pqk_ext.cli.train_recipe import changes_of, check_device, run_recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,6 +54,7 @@ def train(
     weight_decay: Annotated[float, typer.Option("--weight-decay")] = 1e-4,
     momentum: Annotated[float, typer.Option("--momentum")] = 0.9,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    device: DeviceName = "cpu",
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that load data.")] = 0,
     diagnose_every: Annotated[
         int, typer.Option("--diagnose-every", min=0, help="Steps between diagnoses for pqk report; 0: none.")
@@ -70,7 +71,7 @@ def train(
 
     if recipe is not None:
         check_json(json)
-        run_recipe(context, recipe, changes_of(set_ or [], data, model), run_dir, seed, json)
+        run_recipe(context, recipe, changes_of(set_ or [], data, model), run_dir, seed, device, json)
         return
     if set_:
         raise Failure(ExitCode.USAGE, "--set: needs --recipe")
@@ -79,6 +80,7 @@ def train(
     if optimizer not in ("sgd", "adamw"):
         raise Failure(ExitCode.USAGE, f"--optimizer: expected sgd or adamw, got {optimizer!r}")
     check_json(json)
+    check_device(device)
     settings = read_config(config)
     if settings is None and epochs is None:
         raise Failure(ExitCode.USAGE, "--epochs: needed without --config, which else gives the length of the run")
@@ -105,6 +107,7 @@ def train(
             momentum=momentum,
             optimizer=_adamw() if optimizer == "adamw" else None,
             seed=seed,
+            device=device,
             num_workers=workers,
             diagnose_every=diagnose_every,
             resume="auto" if resume else "never",

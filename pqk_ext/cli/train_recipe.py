@@ -10,14 +10,20 @@ import typer
 from pqk_ext.cli.failures import ExitCode, Failure
 from pqk_ext.cli.output import emit, kilobytes, table
 
-__all__ = ["changes_of", "run_recipe"]
+__all__ = ["changes_of", "check_device", "run_recipe"]
 
 # Options of `pqk train` that go with a recipe.
-_ALLOWED = ("recipe", "set_", "data", "model", "run_dir", "seed", "resume", "json")
+_ALLOWED = ("recipe", "set_", "data", "model", "run_dir", "seed", "device", "resume", "json")
 
 
 def run_recipe(
-    context: typer.Context, recipe: str, changes: dict[str, Any], run_dir: Path, seed: int, json: str | None
+    context: typer.Context,
+    recipe: str,
+    changes: dict[str, Any],
+    run_dir: Path,
+    seed: int,
+    device: str,
+    json: str | None,
 ) -> None:
     """Trains, writes the files into ``run_dir`` and shows what they are."""
     from pqk_ext import methods
@@ -27,11 +33,12 @@ def run_recipe(
         if name not in _ALLOWED and source is not None and source.name == "COMMANDLINE":
             option = name.replace("_", "-")
             raise Failure(ExitCode.USAGE, f"--{option}: not with --recipe; --set training.NAME=VALUE changes a recipe")
+    check_device(device)
     try:
         loaded = methods.load_recipe(recipe, changes)
     except OSError as error:
         raise Failure(ExitCode.USAGE, f"--recipe: {recipe}: cannot read: {error.strerror}") from error
-    result = methods.run(loaded, run_dir, seed=seed)
+    result = methods.run(loaded, run_dir, seed=seed, device=device)
     rows = [
         (
             name,
@@ -45,6 +52,16 @@ def run_recipe(
     ]
     columns = ("network", ">test accuracy", ">validation", ">file", ">zeros", "path")
     emit(result, json, table(f"{loaded.method}, seed {seed}, {result['steps']} steps", columns, rows))
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that cannot be used here, before anything is read or written."""
+    from pqk_ext.device import usable_device
+
+    try:
+        usable_device(device)
+    except (RuntimeError, ValueError) as error:
+        raise Failure(ExitCode.USAGE, f"--{error}") from error
 
 
 def changes_of(settings: list[str], data: str | None, model: str | None) -> dict[str, Any]:

@@ -43,8 +43,10 @@ def crop_and_flip(images: torch.Tensor, indices: Sequence[int], *, seed: int, ep
     columns = torch.where(mirrored[:, None], columns.flip(1), columns) + right[:, None]
     rows = torch.arange(height) + down[:, None]
     padded = F.pad(images, (pad, pad, pad, pad))
-    number = torch.arange(len(images))[:, None, None, None]
-    channel = torch.arange(images.shape[1])[None, :, None, None]
+    device = images.device
+    number = torch.arange(len(images), device=device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=device)[None, :, None, None]
+    rows, columns = (places.to(device, non_blocking=True) for places in (rows, columns))
     return padded[number, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
@@ -53,15 +55,22 @@ def shift_and_noise(x: torch.Tensor, generator: torch.Generator, *, shift: int, 
 
     Args:
         x: features (N, C, frames, coefficients).
-        generator: source of the random numbers.
+        generator: source of the random numbers, on ``x``'s device. Movements are equal on all devices, noise is not.
         shift: largest movement in frames.
         spread: standard deviation of the noise, broadcastable to ``x``.
     """
     frames = x.shape[2]
-    moved = torch.randint(-shift, shift + 1, (len(x), 1), generator=generator)
-    source = (torch.arange(frames) + moved).clamp(0, frames - 1)
+    moved = torch.randint(-shift, shift + 1, (len(x), 1), generator=on_cpu(generator))
+    source = (torch.arange(frames) + moved).clamp(0, frames - 1).to(x.device, non_blocking=True)
     shifted = x.gather(2, source[:, None, :, None].expand_as(x))
-    return shifted + spread * torch.randn(x.shape, generator=generator)
+    return shifted + spread * torch.randn(x.shape, generator=generator, device=x.device)
+
+
+def on_cpu(generator: torch.Generator) -> torch.Generator:
+    """A generator of the CPU: the given one, or a new one with the seed of a GPU's."""
+    if generator.device.type == "cpu":
+        return generator
+    return torch.Generator().manual_seed(generator.initial_seed())
 
 
 def _hash(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:

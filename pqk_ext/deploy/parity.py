@@ -31,18 +31,23 @@ def compare(model: nn.Module, path: str | os.PathLike[str], x: Tensor, *, num_th
     Args:
         model: the prepared model that was exported, or a module around it.
         path: its ``.pqk`` file.
-        x: float32 batch.
+        x: float32 batch; it is brought to the model's device.
         num_threads: of the runtime.
     """
     model = unwrap(model)
     was_training = model.training
-    expected = _bits(model.eval()(x).cpu())
+    expected = _bits(model.eval()(_beside(model, x)).cpu())
     model.train(was_training)
     network = runtime.load(Path(path), num_threads=num_threads)
     from_file = _bits(torch.from_numpy(network(x.cpu().numpy())))
     from_ops = _bits(TorchGraph(network.graph, native=True)(x.cpu()))
     different = (expected != from_file) | (expected != from_ops)
     return Parity(samples=len(x), different=int(different.reshape(len(x), -1).any(1).sum()))
+
+
+def _beside(model: nn.Module, x: Tensor) -> Tensor:
+    """``x`` on the model's device."""
+    return x.to(next((parameter.device for parameter in model.parameters()), x.device))
 
 
 def _bits(output: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
@@ -85,7 +90,7 @@ def relative_difference(model: nn.Module, path: str | os.PathLike[str], x: Tenso
     if len(x) == 0:
         raise ValueError("x must hold at least one sample, got an empty batch")
     modes = [(module, module.training) for module in model.modules()]
-    expected = model.eval()(x).cpu().double()
+    expected = model.eval()(_beside(model, x)).cpu().double()
     for module, training in modes:
         module.training = training
     output = torch.from_numpy(runtime.load(Path(path), num_threads=num_threads)(x.cpu().numpy())).double()

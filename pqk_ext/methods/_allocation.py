@@ -302,14 +302,14 @@ class Space:
 
 
 def _normalized(model: nn.Module, own: LayerChannels, name: str) -> Tensor:
-    """Importance of a layer's kernels, float64, of mean 1."""
+    """Importance of a layer's kernels, float64, of mean 1; on the CPU, where the search is."""
     layer = model.get_submodule(own.name)
     assert isinstance(layer.weight, Tensor)
-    rows = by_channel(layer, layer.weight).detach().flatten(1).double()
+    rows = by_channel(layer, layer.weight).detach().cpu().flatten(1).double()
     gamma = torch.ones(len(rows), dtype=torch.float64)
     if own.norm is not None:
         scale = model.get_submodule(own.norm).weight
-        gamma = gamma if scale is None else scale.detach().abs().double()  # type: ignore[operator]
+        gamma = gamma if scale is None else scale.detach().cpu().abs().double()  # type: ignore[operator]
     scores = IMPORTANCE[name](rows, gamma)
     mean = scores.mean()
     return scores / mean if float(mean) > 0 else torch.ones_like(scores)

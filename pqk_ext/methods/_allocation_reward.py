@@ -29,13 +29,14 @@ def fake_quantized(rows: Tensor, bits: Tensor) -> Tensor:
         rows: float32 ``(O, weights)``.
         bits: int64 ``(O,)``; kernels of 0 bits become 0.
     """
+    bits = bits.to(rows.device)
     limit = ((1 << (bits - 1).clamp_min(0)) - 1).to(rows.dtype)[:, None]
     largest = rows.abs().amax(1, keepdim=True)
-    shrinks = torch.tensor(_SHRINKS, dtype=rows.dtype).view(-1, 1, 1)
+    shrinks = torch.tensor(_SHRINKS, dtype=rows.dtype, device=rows.device).view(-1, 1, 1)
     scales = (largest / limit.clamp_min(1) * shrinks).clamp_min(SMALLEST_SCALE)  # (shrinks, O, 1)
     values = torch.clamp((rows / scales).round(), -limit, limit) * scales
     best = (values - rows).square().sum(2).argmin(0)
-    return values[best, torch.arange(len(rows))]
+    return values[best, torch.arange(len(rows), device=rows.device)]
 
 
 class Evaluator:
@@ -87,7 +88,7 @@ class Evaluator:
         for name, own in self._channels.layers.items():
             rows = self._weights[name]
             if own.groups == 1:
-                reads = kept[own.inputs].to(rows.dtype)
+                reads = kept[own.inputs].to(rows.device, rows.dtype)
                 rows = rows * reads.view(1, -1, *[1] * (rows.dim() - 2))
             layer = self._model.get_submodule(name)
             assert isinstance(layer.weight, Tensor)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate
 
-from pqk_ext.data.augment import crop_and_flip, shift_and_noise
+from pqk_ext.data.augment import crop_and_flip, on_cpu, shift_and_noise
 from pqk_ext.data.cifar import ImageDataset
 from pqk_ext.data.named import open_dataset, parse
 from pqk_ext.nn.layout import fast_layout
@@ -44,6 +44,11 @@ class Data:
     validation: Pair
     test: Pair
     classes: int
+
+    def to(self, device: torch.device) -> Data:
+        """The same on ``device``."""
+        train, validation, test = ((x.to(device), y.to(device)) for x, y in (self.train, self.validation, self.test))
+        return Data(train, validation, test, self.classes)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -92,5 +97,5 @@ def augmentation(name: str, data: Data) -> Augment:
 
 
 def _crop_and_flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    seed = int(torch.randint(2**31, (), generator=generator))
+    seed = int(torch.randint(2**31, (), generator=on_cpu(generator)))
     return crop_and_flip(x, range(len(x)), seed=seed, epoch=0)

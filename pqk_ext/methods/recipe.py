@@ -51,6 +51,10 @@ class Training(Checked):
         gamma: see ``schedule``.
         augment: ``keywords`` (shift in time and noise), ``crop_flip`` (CIFAR) or ``none``.
         dropout: whether the network's dropout works; a network of few weights has none to spare.
+        autocast: ``bf16``: losses are computed under ``torch.autocast``; ``none``.
+        compile: losses go through ``torch.compile``.
+        cuda_graphs: on a GPU, a step of a prepared network is one CUDA graph once quantization has begun; needs
+            ``dropout: false``.
     """
 
     steps: int = integer(920, 1)
@@ -65,6 +69,9 @@ class Training(Checked):
     gamma: float = number(0.1, 0)
     augment: str = choice("none", "keywords", "crop_flip")
     dropout: bool = flag(False)
+    autocast: str = choice("none", "bf16")
+    compile: bool = flag(False)
+    cuda_graphs: bool = flag(False)
 
     def lr_factor(self, progress: float) -> float:
         """Multiple of ``lr`` at a progress in [0, 1) through the steps."""
@@ -130,7 +137,7 @@ class Recipe(Checked):
         """Plain values; ``from_dict`` gives an equal recipe back."""
         values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
         return values | {
-            "training": _plain(dataclasses.asdict(self.training)),
+            "training": _stated(_plain(dataclasses.asdict(self.training))),
             "pqk": _plain(self.pqk),
             "settings": _plain(dataclasses.asdict(self.settings)),
         }
@@ -165,6 +172,12 @@ class Recipe(Checked):
             else:
                 raise ValueError(f"{path}: expected training.NAME, pqk.NAME, settings.NAME or a field of the recipe")
         return Recipe.from_dict(values)
+
+
+def _stated(training: dict[str, Any]) -> dict[str, Any]:
+    """Without what is off: runs go on, and results are equal, that were begun before there was such a choice."""
+    off = {"autocast": "none", "compile": False, "cuda_graphs": False}
+    return {name: value for name, value in training.items() if name not in off or value != off[name]}
 
 
 def _plain(value: Any) -> Any:

@@ -39,6 +39,7 @@ def deploy(model: nn.Module, path: Path, data: Data) -> dict[str, Any]:
     Raises:
         AssertionError: bits differ.
     """
+    data = data.to(torch.device("cpu"))
     x = data.test[0]
     proof: dict[str, Any]
     if isinstance(model, PreparedModel):
@@ -48,7 +49,7 @@ def deploy(model: nn.Module, path: Path, data: Data) -> dict[str, Any]:
             raise AssertionError(f"{path}: {parity.different} of {parity.samples} samples differ from the evaluation")
         proof = {"parity": {"samples": parity.samples, "different": parity.different}}
     else:
-        export(model, path, example_inputs=x[:1])
+        export(model, path, example_inputs=x[:1].to(next(model.parameters()).device))
         proof = {"relative_difference": relative_difference(model, path, x[:_BATCH])}
     network = runtime.load(path, tune=False)
     found = cost.measure(path, rounds=0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pqk_ext import models
 from pqk_ext.data.named import parse
+from pqk_ext.device import usable_device
 from pqk_ext.methods._registry import METHODS
 from pqk_ext.methods.data import Data, augmentation, load_data
 from pqk_ext.methods.recipe import Recipe
@@ -44,11 +45,21 @@ class Run:
             ``validation_accuracy``) are of what has no file, and become rows where runs are compared.
         extra_steps: optimizer steps that were not spent on the deployed network, such as a teacher's.
         progress: show bars if stderr is a terminal.
+        device: where the data lie and networks are trained.
     """
 
-    def __init__(self, recipe: Recipe, directory: Path, seed: int, *, progress: bool = True) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: Path,
+        seed: int,
+        *,
+        progress: bool = True,
+        device: str | torch.device | None = None,
+    ) -> None:
         self.recipe, self.settings, self.seed, self.directory = recipe, recipe.settings, seed, directory
-        self.data: Data = load_data(recipe.data, recipe.pixels)
+        self.device = usable_device(device)
+        self.data: Data = load_data(recipe.data, recipe.pixels).to(self.device)
         self.facts: dict[str, Any] = {}
         self.extra_steps = 0
         self.progress = progress
@@ -82,7 +93,7 @@ class Run:
             for module in model.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
-        return model
+        return model.to(self.device)
 
     def prepare(self, model: nn.Module, *, steps: int | None = None, **changes: Any) -> PreparedModel:
         """``pqk_ext.prepare`` with the recipe's settings, some of which may be changed."""
@@ -120,8 +131,12 @@ class Run:
                 optimizer=torch.optim.AdamW if training.optimizer == "adamw" else None,
                 schedule=training.lr_factor,
                 augment=augmentation(training.augment, self.data),
+                autocast="bf16" if training.autocast == "bf16" else None,
+                compile=training.compile,
+                cuda_graphs=training.cuda_graphs and self.device.type == "cuda" and isinstance(model, PreparedModel),
                 seed=derived_seed(self.seed, draw) if draw else self.seed,
                 keep="last",
+                device=self.device,
                 tensorboard=False,
                 progress=self.progress,
             )
@@ -148,7 +163,14 @@ class Run:
         return float(json.loads(path.read_text())) if path.exists() else 0.0
 
 
-def run(recipe: Recipe, directory: Path, *, seed: int = 0, progress: bool = True) -> dict[str, Any]:
+def run(
+    recipe: Recipe,
+    directory: Path,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    device: str | torch.device | None = None,
+) -> dict[str, Any]:
     """Runs a recipe: trains, writes a ``.pqk`` file of each network, compares bits, measures.
 
     A run that was stopped goes on when it is started again with the same arguments; one that is done gives its result.
@@ -158,6 +180,7 @@ def run(recipe: Recipe, directory: Path, *, seed: int = 0, progress: bool = True
         directory: of the run; made if absent.
         seed: of everything random.
         progress: show bars if stderr is a terminal.
+        device: where to train, ``"cpu"`` or ``"cuda"``. Files are measured on the CPU in either case.
 
     Returns:
         What ``directory/result.json`` holds: ``recipe``, ``seed``, ``networks`` (by name, what
@@ -165,15 +188,17 @@ def run(recipe: Recipe, directory: Path, *, seed: int = 0, progress: bool = True
 
     Raises:
         ResumeMismatchError: the directory holds a run of another recipe or seed.
+        RuntimeError: a device that cannot be used here; says why.
         DataError: the data are missing or damaged.
     """
+    device = usable_device(device)
     directory.mkdir(parents=True, exist_ok=True)
     _describe(directory, {"recipe": recipe.to_dict(), "seed": seed})
     path = directory / "result.json"
     if path.exists():
         done: dict[str, Any] = json.loads(path.read_text())
         return done
-    work = Run(recipe, directory, seed, progress=progress)
+    work = Run(recipe, directory, seed, progress=progress, device=device)
     networks = METHODS[recipe.method].train(work)
     measured = {name: deploy(model, directory / f"{name}.pqk", work.data) for name, model in networks.items()}
     result = {

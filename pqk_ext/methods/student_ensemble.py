@@ -231,7 +231,7 @@ def _networks(run: Run, settings: StudentEnsembleSettings) -> tuple[list[nn.Modu
 @torch.no_grad()
 def _accuracies(students: Sequence[nn.Module], x: Tensor, y: Tensor, batch_size: int = 256) -> dict[str, float]:
     """Share of samples that the average of the logits has right, and the mean of what each student has right."""
-    right = torch.zeros(len(students) + 1, dtype=torch.int64)
+    right = torch.zeros(len(students) + 1, dtype=torch.int64, device=x.device)
     for inputs, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
         logits = [student(inputs) for student in students]
         right += torch.stack([(o.argmax(1) == labels).sum() for o in (average_logits(logits), *logits)])

@@ -86,11 +86,10 @@ class PQKLayer(nn.Module):
         self._counted = None
         self.register_buffer("weight_mask", torch.ones_like(source.weight, dtype=torch.bool))
         channels = len(self.by_channel(source.weight))
-        self.register_buffer("weight_zero_point", torch.zeros(channels, dtype=torch.int32))
+        device = source.weight.device
+        self.register_buffer("weight_zero_point", torch.zeros(channels, dtype=torch.int32, device=device))
         self.register_buffer("weight_bits", None)
-        self.weight_scale = nn.Parameter(torch.ones(channels))
-        self.weight_scale.data = self.weight_scale.data.to(source.weight.device)
-        self.weight_zero_point = self.weight_zero_point.to(source.weight.device)
+        self.weight_scale = nn.Parameter(torch.ones(channels, device=device))
         self.initialize_scale()
 
     def give_teacher_own_copy(self, source: nn.Module) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from pqk_ext.ops._composite import check_masked, composite_on_cuda
 from pqk_ext.ops._sparse import pair
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
 from pqk_ext.ops._transforms import transforms_active
@@ -127,6 +128,54 @@ def _(
 def _memory_format(*tensors: Tensor) -> torch.memory_format:
     channels_last = any(suggest_memory_format(tensor) == torch.channels_last for tensor in tensors)
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+@composite_on_cuda("pqk::masked_conv2d")
+def _masked_conv2d_cuda(
+    input: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    kernel: str = "auto",
+    assume_masked: bool = False,
+) -> Tensor:
+    check_masked("pqk::masked_conv2d", weight, mask, kernel)
+    kept = weight if assume_masked else torch.ops.pqk.masked_weight(weight, mask)
+    return torch.nn.functional.conv2d(input, kept, bias, stride, padding, dilation, groups)
+
+
+@composite_on_cuda("pqk::masked_conv2d_backward")
+def _masked_conv2d_backward_cuda(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    kernel: str,
+    assume_masked: bool,
+    want_input: bool,
+    want_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    check_masked("pqk::masked_conv2d_backward", weight, mask, kernel)
+    kept = weight if assume_masked else torch.ops.pqk.masked_weight(weight, mask)
+    wanted = [want_input, want_weight, False]
+    grad_input, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, input, kept, None, stride, padding, dilation, False, [0, 0], groups, wanted
+    )
+    nothing = grad.new_empty(0)
+    if want_input:
+        grad_input = grad_input.contiguous(memory_format=_memory_format(input, weight))
+    if want_weight:
+        grad_weight = grad_weight if assume_masked else torch.ops.pqk.masked_weight(grad_weight, mask)
+        grad_weight = grad_weight.contiguous(memory_format=_memory_format(weight))
+    return grad_input if want_input else nothing, grad_weight if want_weight else nothing
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

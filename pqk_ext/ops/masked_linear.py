@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pqk_ext.ops._composite import check_masked, composite_on_cuda
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
 from pqk_ext.ops._transforms import transforms_active
 from pqk_ext.ops.masked_weight import masked_weight_reference
@@ -80,6 +81,42 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     grad_input = input.new_empty(input.shape) if want_input else grad.new_empty(0)
     return grad_input, weight.new_empty(weight.shape) if want_weight else grad.new_empty(0)
+
+
+@composite_on_cuda("pqk::masked_linear")
+def _masked_linear_cuda(
+    input: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    kernel: str = "auto",
+    assume_masked: bool = False,
+) -> Tensor:
+    check_masked("pqk::masked_linear", weight, mask, kernel)
+    kept = weight if assume_masked else torch.ops.pqk.masked_weight(weight, mask)
+    return torch.nn.functional.linear(input, kept, bias)
+
+
+@composite_on_cuda("pqk::masked_linear_backward")
+def _masked_linear_backward_cuda(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    kernel: str,
+    assume_masked: bool,
+    want_input: bool,
+    want_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    check_masked("pqk::masked_linear_backward", weight, mask, kernel)
+    grad_input = grad_weight = grad.new_empty(0)
+    if want_input:
+        grad_input = grad @ (weight if assume_masked else torch.ops.pqk.masked_weight(weight, mask))
+    if want_weight:
+        rows = grad.reshape(-1, grad.shape[-1]), input.reshape(-1, input.shape[-1])
+        grad_weight = rows[0].t() @ rows[1]
+        grad_weight = grad_weight if assume_masked else torch.ops.pqk.masked_weight(grad_weight, mask)
+    return grad_input, grad_weight
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pqk_ext.ops._composite import check_mask, composite_on_cuda
 from pqk_ext.ops._spec import OpSpec, Sample, layouts, register
 from pqk_ext.ops._transforms import transforms_active
 
@@ -45,6 +46,12 @@ def _(weight: Tensor, mask: Tensor) -> Tensor:
         )
     )
     return output if shared else weight.new_empty(weight.shape)
+
+
+@composite_on_cuda("pqk::masked_weight")
+def _masked_weight_cuda(weight: Tensor, mask: Tensor) -> Tensor:
+    check_mask("pqk::masked_weight", weight, mask)
+    return torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

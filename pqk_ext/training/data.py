@@ -103,8 +103,23 @@ class Batches:
             batches = batches[self.rank :: self.processes]
         if isinstance(self.dataset, TensorDataset):
             x, y = self.dataset.tensors
+            if x.device.type != "cpu":
+                # All indices at once: a copy from pageable memory in each step would wait for the step before.
+                batches = list(torch.cat(batches).to(x.device).split([len(chosen) for chosen in batches]))
             return ((x[chosen], y[chosen]) for chosen in batches)
         return iter(self._loader(epoch, [chosen.tolist() for chosen in batches]))
+
+    def move_to(self, device: torch.device) -> None:
+        """Puts a data set of tensors on the device whole, if it takes no more than half of the free memory there.
+
+        Batches are then gathered there. Any other data set stays where it is.
+        """
+        if device.type == "cpu" or not isinstance(self.dataset, TensorDataset):
+            return
+        tensors = self.dataset.tensors
+        wanted = sum(part.numel() * part.element_size() for part in tensors if part.device != device)
+        if wanted <= torch.cuda.mem_get_info(device)[0] // 2:
+            self.dataset = TensorDataset(*(part.to(device) for part in tensors))
 
     def first_inputs(self) -> Tensor:
         """Inputs of the first batch of epoch 0."""

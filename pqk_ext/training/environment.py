@@ -15,7 +15,7 @@ __all__ = ["describe_environment", "random_states", "restore_random_states"]
 
 def describe_environment(device: torch.device, processes: int) -> dict[str, Any]:
     """What must be equal for a resumed run to give the same bits."""
-    return {
+    facts = {
         "torch": str(torch.__version__),
         "pqk_ext": __version__,
         "numpy": np.__version__,
@@ -25,6 +25,13 @@ def describe_environment(device: torch.device, processes: int) -> dict[str, Any]
         "device": device.type if device.type == "cpu" else torch.cuda.get_device_name(device),
         "processes": processes,
     }
+    if device.type == "cuda":
+        facts |= {
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
+        }
+    return facts
 
 
 def random_states() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pqk_ext.config import PQKConfig
+from pqk_ext.device import repeatable_kernels, usable_device
 from pqk_ext.training.data import Augment, Batches
 from pqk_ext.training.durable import RunLock
 from pqk_ext.training.group import Group
@@ -72,6 +73,9 @@ def fit(
     checkpoint_steps: int | None = None,
     on_full_disk: Literal["stop", "continue"] = "stop",
     process_timeout: float = 60.0,
+    autocast: Literal["bf16"] | None = None,
+    compile: bool = False,
+    cuda_graphs: bool = False,
     log_every: int = 50,
     diagnose_every: int = 200,
     tensorboard: bool = True,
@@ -80,9 +84,10 @@ def fit(
     """Trains a classifier, with PQK if a config is given, and can be stopped and started again at any time.
 
     A run that was stopped, killed or cut off goes on from its newest checkpoint when it is started again with the same
-    arguments, and ends with the same bits as one that was never stopped (on the CPU, with equal versions and thread
-    count; what differs is an error that names it). The global random generators are seeded with ``seed``, and memory
-    once used stays with the process (:func:`pqk_ext.training.keep_freed_memory`).
+    arguments, and ends with the same bits as one that was never stopped (with equal versions, thread count and device;
+    what differs is an error that names it; on a GPU as far as torch's own kernels repeat their results). The global
+    random generators are seeded with ``seed``, and memory once used stays with the process
+    (:func:`pqk_ext.training.keep_freed_memory`).
 
     ``run_dir`` gets ``metrics.jsonl``, with PQK ``diagnostics.jsonl`` (:func:`pqk_ext.diagnostics.diagnose` of 64
     validation samples), checkpoints (safetensors; the last two and the best), a lock, and event files for TensorBoard
@@ -110,9 +115,12 @@ def fit(
         momentum: of SGD.
         optimizer: makes another optimizer from parameter groups, such as ``torch.optim.AdamW``.
         schedule: factor of the learning rate for a progress in [0, 1) through each phase, or the run.
-        augment: changes a batch: (inputs, generator) -> inputs. The generator depends on seed, epoch and batch only.
+        augment: changes a batch: (inputs, generator) -> inputs. The generator is the inputs' device's, and depends on
+            seed, epoch and batch only.
         seed: of sample order, augmentation and random layers.
-        device: where to train; default: where the model is.
+        device: where to train, ``"cpu"`` or ``"cuda"``; default: where the model is. On a GPU, data made of tensors lie
+            there whole if they take at most half of its free memory; samples come in the order that they have on the
+            CPU; and losses are read in groups, so that divergence is noticed some steps late.
         num_workers: loader processes for a data set that is not made of tensors; the result does not depend on it.
         keep: which weights the model has in the end: the best on the validation data, or the last. The last are what a
             comparison of methods should use, since the best of many are chosen by luck too.
@@ -123,6 +131,10 @@ def fit(
         on_full_disk: what a checkpoint that cannot be written does (no space, quota, input/output error): end the run,
             or warn and try again when the next is due. The last one and one after a signal always end it.
         process_timeout: seconds after which a process that does not answer ends the others.
+        autocast: ``"bf16"``: the loss is computed under ``torch.autocast``, weights and step sizes stay float32.
+        compile: the loss through ``torch.compile``.
+        cuda_graphs: once quantization has begun, loss and backward pass of a step are one CUDA graph, for a prepared
+            or a plain model without dropout.
         log_every: steps between lines of metrics.
         diagnose_every: steps from one diagnosis to the next, at least; they follow validations. With batches of 64 or
             more one takes the time of 0.3 to 1.8 steps. 0: none.
@@ -137,6 +149,7 @@ def fit(
         ProcessLostError: another process of the group ended or hangs.
         ProcessesDifferError: the processes were started differently, or do not hold the same weights.
         ResumeMismatchError: the run on disk had other settings or data, or another environment.
+        RuntimeError: a device that cannot be used here; says why.
         RunLockedError: another process trains in the directory.
         ValueError: an argument outside its range.
     """
@@ -167,13 +180,20 @@ def fit(
         seed=seed,
         log_every=log_every,
         diagnose_every=diagnose_every,
+        autocast=autocast,
+        compile=compile,
+        cuda_graphs=cuda_graphs,
     )
     if device is not None:
-        model.to(device)
+        model.to(usable_device(device))
     model = _prepared(model, config, train_batches)
     directory = Path(run_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    with _joined(next(model.parameters()).device, process_timeout) as group, _locked(directory, group) as lock:
+    with (
+        repeatable_kernels(place := next(model.parameters()).device),
+        _joined(place, process_timeout) as group,
+        _locked(directory, group) as lock,
+    ):
         train_batches.share(group.rank, group.size)
         val_batches.share(group.rank, group.size)
         train_batches.worker_init = val_batches.worker_init = lambda: _start_worker(lock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,6 +18,7 @@ from pqk_ext.training.trainee import driver_of
 __all__ = ["Settings", "compare_with_checkpoint", "cosine"]
 
 _SCHEDULE_VALUES = 8
+_OPTIONAL = ("autocast", "compile", "cuda_graphs")
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
@@ -45,6 +46,9 @@ class Settings:
     seed: int
     log_every: int
     diagnose_every: int
+    autocast: Literal["bf16"] | None = None
+    compile: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "log_every"):
@@ -59,6 +63,13 @@ class Settings:
         for name in ("seed", "diagnose_every"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected an integer of at least 0, got {getattr(self, name)!r}")
+        if self.autocast not in (None, "bf16"):
+            raise ValueError(f"autocast: expected None or 'bf16', got {self.autocast!r}")
+        for name in ("compile", "cuda_graphs"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if self.compile and self.cuda_graphs:
+            raise ValueError("cuda_graphs: expected False beside compile=True, got True")
 
     def lr_factor(self, step: int) -> float:
         """Factor of every group's learning rate at ``step``; the schedule starts anew with phase 2, if that has one."""
@@ -68,6 +79,16 @@ class Settings:
         if step < phase1:
             return self.schedule(step / phase1)
         return self.phase2_lr_factor * self.schedule((step - phase1) / max(1, self.total_steps - phase1))
+
+    def phase(self, step: int) -> int | None:
+        """The phase of PQK at ``step``; None for a plain network."""
+        return None if self.config is None else 1 if step < self.config.phase1_steps else 2
+
+    def may_be_best(self, step: int) -> bool:
+        """Before the final sparsity is reached a network is better than what can be deployed."""
+        if self.config is None or step == self.total_steps:
+            return True
+        return step >= min(self.config.phase1_steps, self.config.ramp_end_step + self.config.mask_update_interval)
 
     def diagnosis_due(self, step: int) -> bool:
         """Whether the validation after ``step`` steps is one with a diagnosis: the last one always."""
@@ -91,6 +112,8 @@ class Settings:
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         config = values.pop("config")
+        # What a run does not use it does not state, so that runs go on that were begun before there was a choice.
+        values = {name: value for name, value in values.items() if value or name not in _OPTIONAL}
         values = {name: _function_name(value) if callable(value) else value for name, value in values.items()}
         places = [index / _SCHEDULE_VALUES for index in range(_SCHEDULE_VALUES)]
         values["schedule_values"] = [float(self.schedule(place)) for place in places]

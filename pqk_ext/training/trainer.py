@@ -34,12 +34,14 @@ from pqk_ext.training.group import Group
 from pqk_ext.training.metrics import MetricsLog, ProgressBar
 from pqk_ext.training.settings import Settings, compare_with_checkpoint
 from pqk_ext.training.signals import SignalFlag, stop_after_step
+from pqk_ext.training.step_loss import StepLoss
 from pqk_ext.training.trainee import driver_of, network_of
 
 __all__ = ["Trainer"]
 
 _AUGMENT = 1  # keeps the augmentation's seeds apart from those of the order
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
+_LOSSES_AT_ONCE = 32  # that wait on a GPU until they are read, which waits for the GPU
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +62,9 @@ class Trainer:
         self.run_dir, self.group = run_dir, group
         self.driver = driver_of(model)
         self.device = next(model.parameters()).device
+        self.step_loss = StepLoss(model, self.driver, settings)
+        self._losses: list[Tensor] = []
+        self._last_loss = math.nan
         self.store = CheckpointStore(run_dir)
         self.optimizer = settings.make_optimizer(model)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -83,6 +88,8 @@ class Trainer:
             "data": {"train": fingerprint(self.train), "val": fingerprint(self.val)},
             "environment": describe_environment(self.device, self.group.size),
         }
+        self.train.move_to(self.device)
+        self.val.move_to(self.device)
         self._check_processes(allow_inexact)
         step, state = self._load_newest()
         if state is None:
@@ -167,6 +174,7 @@ class Trainer:
         """
         if self.last_checkpoint is not None and self._saved == (self.step, self.progress["validated_step"]):
             return self.last_checkpoint
+        self._read_losses()
         self._check_finite()
         self.group.check_equal(_tensors(self.model))
         states = self.group.all_objects(random_states())
@@ -237,8 +245,8 @@ class Trainer:
                     return self.save()
                 if batch == 0 or batches is None:
                     batches = self.train.epoch(epoch, batch)
-                loss = self._train_step(epoch, batch, *next(batches))
-                bar.update(self.step, self._description(loss))
+                self._train_step(epoch, batch, *next(batches))
+                bar.update(self.step, self._description())
                 if (number := self._signal(stop)) is not None:
                     raise self._interrupted(number)
                 if self._save_due(time.monotonic() - last_save):
@@ -255,22 +263,21 @@ class Trainer:
             if self.diagnostics is not None:
                 self.diagnostics.close()
 
-    def _train_step(self, epoch: int, batch: int, x: Tensor, y: Tensor) -> float:
+    def _train_step(self, epoch: int, batch: int, x: Tensor, y: Tensor) -> None:
         settings = self.settings
         factor = settings.lr_factor(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor if group.get("scheduled", True) else rate
-        x, y = x.to(self.device), y.to(self.device)
+        x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
         if settings.augment is not None:
             seed = derived_seed(settings.seed, _AUGMENT, epoch, batch, self.group.rank)
             x = settings.augment(x, torch.Generator(self.device).manual_seed(seed))
         self.model.train()
-        loss = self.driver.loss(x, y)
-        values = [row[0] for row in self.group.all_values([float(loss.detach())])]
-        value = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
-        if not math.isfinite(value):
-            raise self._diverged(f"the loss is {value}")
-        loss.backward()
+        loss = self.step_loss(x, y)
+        self._losses.append(loss.detach())
+        if len(self._losses) == (1 if self.device.type == "cpu" or self.group.size > 1 else _LOSSES_AT_ONCE):
+            self._read_losses()
+        self.step_loss.backward(loss)
         self.group.average_gradients(self.model.parameters())
         self.optimizer.step()
         self.driver.step()
@@ -279,8 +286,20 @@ class Trainer:
         self.optimizer.zero_grad()
         self._share_what_has_no_gradient()
         self.step += 1
-        self._log_step(value, epoch, self.base_rates[0] * factor)
-        return value
+        self._log_step(epoch, self.base_rates[0] * factor)
+
+    def _read_losses(self) -> None:
+        """Takes the losses of the last steps over, which is when the host learns that training has diverged."""
+        if not self._losses:
+            return
+        own, self._losses = torch.stack(self._losses).tolist(), []
+        for values in zip(*self.group.all_values(own), strict=True):
+            value = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
+            if not math.isfinite(value):
+                raise self._diverged(f"the loss is {value}")
+            self.progress["loss_sum"] += value
+            self.progress["loss_count"] += 1
+            self._last_loss = value
 
     def _share_what_has_no_gradient(self) -> None:
         """Running statistics always; before quantization also the step sizes, which then follow observed ranges."""
@@ -290,11 +309,10 @@ class Trainer:
         buffers = [buffer for buffer in self.model.buffers() if buffer.dtype != torch.bool]
         self.group.share_from_main(_tensors(self.model).values() if observing else buffers)
 
-    def _log_step(self, loss: float, epoch: int, lr: float) -> None:
-        self.progress["loss_sum"] += loss
-        self.progress["loss_count"] += 1
+    def _log_step(self, epoch: int, lr: float) -> None:
         if self.step % self.settings.log_every and self.step != self.settings.total_steps:
             return
+        self._read_losses()
         values = {"epoch": epoch, "lr": lr} | self.driver.metrics()
         values["loss"] = self.progress["loss_sum"] / self.progress["loss_count"]
         self.progress["loss_sum"], self.progress["loss_count"] = 0.0, 0
@@ -322,6 +340,7 @@ class Trainer:
     @torch.no_grad()
     def _validate(self, stop: SignalFlag) -> bool:
         """Measures the validation data and keeps the weights if they are the best so far; False if a signal came."""
+        self._read_losses()
         self._check_finite()
         self.model.eval()
         correct, loss_sum = 0, 0.0
@@ -345,32 +364,20 @@ class Trainer:
         if self.diagnostics is not None and self.metrics is not None and self.settings.diagnosis_due(self.step):
             self.diagnostics.write(self.metrics)
         self.progress["validated_step"] = self.step
-        if self._may_be_best() and (self.best is None or accuracy > self.best["accuracy"]):
+        if self.settings.may_be_best(self.step) and (self.best is None or accuracy > self.best["accuracy"]):
             self.best = {"step": self.step, "accuracy": accuracy, "loss": loss}
             self.unsaved_best = copy.deepcopy(dict(self.model.state_dict()))
         return True
 
-    def _may_be_best(self) -> bool:
-        """Before the final sparsity is reached a network is better than what can be deployed."""
-        config = self.settings.config
-        if config is None or self.step == self.settings.total_steps:
-            return True
-        return self.step >= min(config.phase1_steps, config.ramp_end_step + config.mask_update_interval)
-
     # --- ends -------------------------------------------------------------------------------------------------
 
-    def _phase(self) -> int | None:
-        """The phase of PQK; None for a plain network."""
-        config = self.settings.config
-        return None if config is None else 1 if self.step < config.phase1_steps else 2
-
-    def _description(self, loss: float) -> str:
-        phase = f"phase {phase}  " if (phase := self._phase()) else ""
+    def _description(self) -> str:
+        phase = f"phase {phase}  " if (phase := self.settings.phase(self.step)) else ""
         best = f"  best {self.best['accuracy']:.2%}" if self.best else ""
-        return f"epoch {self.step // len(self.train) + 1}  {phase}loss {loss:.3f}{best}"
+        return f"epoch {self.step // len(self.train) + 1}  {phase}loss {self._last_loss:.3f}{best}"
 
     def _diverged(self, what: str) -> DivergedError:
-        phase = f", phase {phase}" if (phase := self._phase()) else ""
+        phase = f", phase {phase}" if (phase := self.settings.phase(self.step)) else ""
         good = f"last good checkpoint: {self._good()}"
         return DivergedError(f"training diverged at step {self.step}{phase}: {what}; {good}; try a lower lr")
 
