@@ -1,65 +1,18 @@
-#include "core/norm_activation.h"
+#include "torch/norm_activation.h"
 
 #include <tuple>
-
-#include "torch/fake_quantize.h"
 
 namespace pqk::torch_ops {
 namespace {
 
-using fake_quantize_detail::empty_dense;
-using fake_quantize_detail::laid_out_as;
-using fake_quantize_detail::memory_view;
+using namespace norm_activation_detail;
 
-constexpr const char* kOp = "pqk::norm_activation";
+void check_place(const Tensor& tensor, const char* argument) { check_cpu(tensor, kOp, argument); }
 
-Tensor new_floats(const Tensor& like, int64_t size) {
-  return torch::stable::new_empty(like, {size}, ScalarType::Float);
+void check(const Arguments& arguments) {
+  arguments.check(check_place);
+  if (arguments.scale.has_value()) check_scale(*arguments.scale, kOp);
 }
-
-void check_channels(const std::optional<Tensor>& tensor, int64_t channels, const char* argument) {
-  if (!tensor.has_value()) return;
-  check_cpu(*tensor, kOp, argument);
-  check_dtype(*tensor, ScalarType::Float, kOp, argument);
-  STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == channels && tensor->is_contiguous(), kOp, ": ",
-                  argument, " must be contiguous of shape [", channels, "], got ", shape_string(*tensor));
-}
-
-void check_like_input(const Tensor& tensor, const Tensor& input, const char* argument) {
-  check_cpu(tensor, kOp, argument);
-  check_dtype(tensor, ScalarType::Float, kOp, argument);
-  STD_TORCH_CHECK(shape_string(tensor) == shape_string(input), kOp, ": ", argument,
-                  " must have the shape of input, ", shape_string(input), ", got ", shape_string(tensor));
-}
-
-// The arguments that both directions share.
-struct Arguments {
-  const Tensor& input;
-  const std::optional<Tensor>&residual, &weight, &bias, &scale, &zero_point;
-  double eps, low, high;
-  int64_t quant_max;
-
-  int64_t channels() const { return input.size(1); }
-
-  void check() const {
-    check_cpu(input, kOp, "input");
-    check_dtype(input, ScalarType::Float, kOp, "input");
-    STD_TORCH_CHECK(input.dim() >= 2, kOp, ": input must have at least 2 dimensions, got ",
-                    shape_string(input));
-    if (residual.has_value()) check_like_input(*residual, input, "residual");
-    check_channels(weight, channels(), "weight");
-    check_channels(bias, channels(), "bias");
-    STD_TORCH_CHECK(scale.has_value() == zero_point.has_value(), kOp,
-                    ": scale and zero_point must be given together");
-    if (!scale.has_value()) return;
-    check_scale(*scale, kOp);
-    check_dtype(*zero_point, ScalarType::Int, kOp, "zero_point");
-    STD_TORCH_CHECK(scale->numel() == 1 && zero_point->numel() == 1, kOp,
-                    ": scale and zero_point must have 1 element, got ", scale->numel(), " and ",
-                    zero_point->numel());
-    check_quant_range(0, quant_max, 0, fake_quantize_detail::kCodeLimit, kOp);
-  }
-};
 
 // Batch norm as a factor and a summand of each channel, in double until the last step.
 struct Affine {
@@ -120,20 +73,15 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& input, std::optiona
                                                bool batch_statistics, double eps, double low, double high,
                                                int64_t quant_max, double) {
   const Arguments arguments{input, residual, weight, bias, scale, zero_point, eps, low, high, quant_max};
-  arguments.check();
+  check(arguments);
   const int64_t channels = arguments.channels();
-  check_channels(mean, channels, "mean");
-  check_channels(variance, channels, "variance");
-  STD_TORCH_CHECK(mean.has_value() == variance.has_value(), kOp, ": mean and variance must be given together");
+  arguments.check_statistics(mean, variance, batch_statistics, check_place);
   const bool normalizes = batch_statistics || mean.has_value();
   Tensor output = empty_dense(input);
   Tensor used_mean = new_floats(input, normalizes ? channels : 0);
   Tensor used_variance = new_floats(input, normalizes ? channels : 0);
   const Tensor dense = laid_out_as(input, output);
   if (batch_statistics) {
-    STD_TORCH_CHECK(input.numel() > channels, kOp,
-                    ": batch statistics need more than 1 value per channel, got input of shape ",
-                    shape_string(input));
     fill_statistics(dense, used_mean, used_variance);
   } else if (normalizes) {
     torch::stable::copy_(used_mean, *mean);
@@ -169,11 +117,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(
     std::optional<Tensor> scale, std::optional<Tensor> zero_point, bool batch_statistics, double eps,
     double low, double high, int64_t quant_max, double grad_scale) {
   const Arguments arguments{input, residual, weight, bias, scale, zero_point, eps, low, high, quant_max};
-  arguments.check();
+  check(arguments);
+  check_place(grad_output, "grad_output");
   check_like_input(grad_output, input, "grad_output");
   const int64_t channels = arguments.channels();
   const bool normalizes = mean.numel() > 0;
   if (normalizes) {
+    check_place(mean, "mean");
+    check_place(variance, "variance");
     check_channels(mean, channels, "mean");
     check_channels(variance, channels, "variance");
   }

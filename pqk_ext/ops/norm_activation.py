@@ -1,4 +1,4 @@
-"""Batch norm + residual addition + ReLU or ReLU6 + fake-quantize (`csrc/core/norm_activation_cpu.cpp`)."""
+"""Batch norm + residual addition + ReLU or ReLU6 + fake-quantize (`csrc/core/norm_activation.h`)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def norm_activation(
     ``fake_quantize(activation((input - mean) / sqrt(variance + eps) * weight + bias + residual))``. Forward reads
     ``input`` twice, backward twice; torch's own chain keeps a tensor for each link. Values and gradients are those
     of that chain up to float rounding; sums are taken in one fixed order: the same bits for any thread count and
-    instruction set. The native kernels take float32 on the CPU; everything else goes through torch's operators.
+    instruction set. The native kernels take float32 on the CPU and on CUDA; everything else goes through
+    torch's operators.
 
     Args:
         input: floating, ``(N, C, ...)``, any memory format.
@@ -87,8 +88,12 @@ def norm_activation(
 
 
 def _is_native(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether the kernels take these: everything on the CPU, all but the zero point in float32."""
-    return all(t is None or (t.is_cpu and t.dtype in (torch.float32, torch.int32)) for t in tensors)
+    """Whether the kernels take these: everything on one device, all but the zero point in float32."""
+    given = [t for t in tensors if t is not None]
+    device = given[0].device
+    return device.type in ("cpu", "cuda") and all(
+        t.device == device and t.dtype in (torch.float32, torch.int32) for t in given
+    )
 
 
 def _composite(

@@ -23,9 +23,10 @@ struct NormCut {
     steps = by_column ? view.outer : view.outer * view.inner / vector;
     constexpr int64_t kStepsOfThread = 4, kBlocksPerMultiprocessor = 8;
     const int64_t enough = ceil_div(steps, kStepsOfThread * rows());
-    const int64_t most = ceil_div(kBlocksPerMultiprocessor * num_multiprocessors(device), groups);
+    const int64_t most =
+        ceil_div(kBlocksPerMultiprocessor * num_multiprocessors(device), std::max<int64_t>(1, groups));
     parts = std::max<int64_t>(1, std::min({enough, most, int64_t{65535}}));
-    grid = dim3(static_cast<unsigned>(groups), static_cast<unsigned>(parts));
+    grid = dim3(static_cast<unsigned>(std::max<int64_t>(1, groups)), static_cast<unsigned>(parts));
   }
 
   // Threads that share a channel.
@@ -98,6 +99,7 @@ class NormWalk {
   template <class Visit>
   __device__ __forceinline__ void operator()(const Visit& visit) const {
     const int rows = cut_.rows();
+    if (begin_ >= end_) return;
     if (cut_.by_column) {
       for (int64_t step = begin_; step < end_; step += rows) visit(step * cut_.view.channels + first_);
       return;
@@ -145,6 +147,29 @@ __device__ __forceinline__ void add_over_rows(double* sums, int columns) {
     if (thread < width) sums[thread] += sums[thread + width];
   }
   __syncthreads();
+}
+
+// Stores a part's sums of the threads' channels to out[2 * channel]; `sums` has a value a thread.
+template <int kVector>
+__device__ __forceinline__ void store_sums(const NormCut& cut, const NormWalk<kVector>& walk,
+                                           const NormSum (&own)[kVector], double* sums, double* out) {
+  const int thread = static_cast<int>(threadIdx.x);
+  double total = 0;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    total += own[i].value();
+    if (!cut.by_column && i + 1 < kVector) continue;
+    __syncthreads();
+    sums[thread] = cut.by_column ? own[i].value() : total;
+    add_over_rows(sums, cut.columns);
+    if (thread < cut.columns && walk.has_channel())
+      out[2 * (walk.channel() + (cut.by_column ? i : 0))] = sums[thread];
+  }
+}
+
+// A thread a channel, in blocks of kNormThreads.
+inline dim3 norm_channel_grid(int64_t channels) {
+  return dim3(static_cast<unsigned>(std::max<int64_t>(1, ceil_div(channels, int64_t{kNormThreads}))));
 }
 
 }  // namespace pqk::cuda
