@@ -13,7 +13,7 @@ struct ChannelView {
   int64_t outer;
   int64_t channels;
   int64_t inner;
-  int64_t numel() const { return outer * channels * inner; }
+  constexpr int64_t numel() const { return outer * channels * inner; }
 };
 
 struct QuantizeParams {

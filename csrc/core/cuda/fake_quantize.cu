@@ -1,332 +1,153 @@
 #include "core/cuda/fake_quantize.h"
 
-#include <algorithm>
-
-#include "core/cuda/device.h"
+#include "core/cuda/elements.h"
+#include "core/cuda/fake_quantize_channel.h"
 
 namespace pqk::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Elements a thread has in flight at once, to cover the latency of memory.
-constexpr int kUnroll = 4;
-constexpr int64_t kElementsPerBlock = kThreads * kUnroll;
-constexpr int kMaxBlocks = 1 << 16;
-// The two-dimensional blocks for channels with few neighbouring elements.
-constexpr int kColumns = 32;
-constexpr int kRowThreads = 8;
+// Packs that a thread has under way at once, to cover the latency of memory.
+constexpr int kUnroll = 2;
 
-struct BFloat16 {
-  uint16_t bits;
-};
+// Which elements have the same channel: all of them, those of a pack, or each its own.
+enum class Channels { kOne, kOfPack, kOfElement };
 
-template <class Storage>
-struct Compute {
-  using Type = Storage;
-};
-template <>
-struct Compute<BFloat16> {
-  using Type = float;
-};
-
-__device__ float load(const float* at) { return *at; }
-__device__ double load(const double* at) { return *at; }
-__device__ float load(const BFloat16* at) { return __uint_as_float(static_cast<uint32_t>(at->bits) << 16); }
-__device__ void store(float* at, float value) { *at = value; }
-__device__ void store(double* at, double value) { *at = value; }
-__device__ void store(BFloat16* at, float value) {
-  const uint32_t bits = __float_as_uint(value);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  at->bits = static_cast<uint16_t>(value != value ? 0x7fc0 : rounded);
-}
-__device__ float round_even(float value) { return rintf(value); }
-__device__ double round_even(double value) { return rint(value); }
-
-// Which channel an element belongs to: a multiplication instead of a division wherever 31 bits are enough.
-struct Divisor {
-  explicit Divisor(int64_t value) : value(value) {
-    while ((uint64_t{1} << shift) < static_cast<uint64_t>(value)) ++shift;
-    magic = static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - value)) / value + 1);
+// Bits of a warp's neighbours, kPack a lane: the lanes whose elements begin a byte write it.
+template <int kPack>
+__device__ __forceinline__ void store_bits(uint8_t* in_range, uint32_t bits, int64_t at, int64_t numel) {
+  if constexpr (kPack == 1) {
+    const uint32_t word = __ballot_sync(kAllLanes, static_cast<int>(bits));
+    if (at % 8 == 0 && at < numel) in_range[at / 8] = static_cast<uint8_t>(word >> (threadIdx.x % kWarp));
+  } else {
+#pragma unroll
+    for (int width = kPack; width < 8; width *= 2) {
+      bits |= __shfl_down_sync(kAllLanes, bits, width / kPack) << width;
+    }
+    if (at % 8 == 0 && at < numel) in_range[at / 8] = static_cast<uint8_t>(bits);
   }
-  __device__ int64_t divide(int64_t n, bool narrow) const {
-    if (!narrow) return n / value;
-    const uint32_t low = static_cast<uint32_t>(n);
-    return (static_cast<uint64_t>(__umulhi(low, magic)) + low) >> shift;
-  }
-  int64_t value;
-  uint32_t magic = 0;
-  int shift = 0;
-};
-
-struct Layout {
-  explicit Layout(const ChannelView& v)
-      : view(v),
-        inner(std::max<int64_t>(1, v.inner)),
-        channels(v.channels),
-        narrow(v.numel() < (int64_t{1} << 31)) {}
-  __device__ int64_t channel_of(int64_t element) const {
-    if (view.channels == 1) return 0;
-    const int64_t row = inner.divide(element, narrow);
-    return row - channels.divide(row, narrow) * view.channels;
-  }
-  ChannelView view;
-  Divisor inner, channels;
-  bool narrow;
-};
-
-template <class T>
-struct Channel {
-  __device__ Channel(const FakeQuantizeParams& p, int64_t c) : scale(static_cast<const T*>(p.scale)[c]) {
-    inv_scale = T(1) / scale;
-    zero_point = p.zero_point_is_float ? round_even(static_cast<const T*>(p.zero_point)[c])
-                                       : static_cast<T>(static_cast<const int32_t*>(p.zero_point)[c]);
-  }
-  T scale, inv_scale, zero_point;
-};
-
-template <class T>
-__device__ T clamp(T value, T low, T high) {
-  return value < low ? low : (value > high ? high : value);
 }
 
-template <class Storage>
-__global__ void forward_kernel(FakeQuantizeParams p, Layout layout, const Storage* input, Storage* output,
-                               uint8_t* in_range) {
+template <class Storage, int kPack, Channels kChannels, bool kMask, bool kBits>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(FakeQuantizeParams p, ChannelLayout layout, const Storage* input, Storage* output,
+                   uint8_t* in_range) {
   using T = typename Compute<Storage>::Type;
-  const T low = static_cast<T>(p.quant_min), high = static_cast<T>(p.quant_max);
-  const int64_t numel = layout.view.outer * layout.view.channels * layout.view.inner;
-  const int64_t lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kElementsPerBlock;
-  // A warp takes 32 neighbours at a time, whose bits make one word.
-  for (int64_t block = blockIdx.x * kElementsPerBlock; block < numel; block += stride) {
-    const int64_t first = block + warp * kWarp * kUnroll;
-    T x[kUnroll];
-    bool keep[kUnroll];
+  const int64_t numel = layout.numel();
+  Channel<T> channel;
+  if constexpr (kChannels == Channels::kOne) channel = Channel<T>(p, 0);
+  const int64_t step = int64_t{kThreads} * kPack;
+  for (int64_t block = blockIdx.x; block * kUnroll * step < numel; block += gridDim.x) {
+    const int64_t first = block * kUnroll * step + threadIdx.x * kPack;
+    Pack<Storage, kPack> x[kUnroll];
+    Pack<uint8_t, kPack> mask[kUnroll];
 #pragma unroll
     for (int k = 0; k < kUnroll; ++k) {
-      const int64_t i = first + k * kWarp + lane;
-      x[k] = i < numel ? load(input + i) : T(0);
-      keep[k] = i < numel && (p.mask == nullptr || p.mask[i] != 0);
+      x[k] = load_pack<kPack>(input, first + k * step, numel, Storage{});
+      if constexpr (kMask) mask[k] = load_pack<kPack>(p.mask, first + k * step, numel, uint8_t{0});
     }
 #pragma unroll
     for (int k = 0; k < kUnroll; ++k) {
-      const int64_t i = first + k * kWarp + lane;
-      const Channel<T> channel(p, i < numel ? layout.channel_of(i) : 0);
-      const T shifted = round_even(x[k] * channel.inv_scale) + channel.zero_point;
-      const T value = (clamp(shifted, low, high) - channel.zero_point) * channel.scale;
-      if (i < numel) store(output + i, keep[k] ? value : T(0));
-      if (in_range == nullptr) continue;
-      const uint32_t word = __ballot_sync(0xffffffffu, keep[k] && shifted >= low && shifted <= high);
-      const int64_t byte = (first + k * kWarp) / 8 + lane;
-      if (lane < 4 && byte * 8 < numel) in_range[byte] = static_cast<uint8_t>(word >> (8 * lane));
+      const int64_t at = first + k * step;
+      if constexpr (kChannels == Channels::kOfPack) {
+        channel = Channel<T>(p, at < numel ? layout.channel_of(at) : 0);
+      }
+      Pack<Storage, kPack> y;
+      uint32_t bits = 0;
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) {
+        if constexpr (kChannels == Channels::kOfElement) {
+          channel = Channel<T>(p, at + i < numel ? layout.channel_of(at + i) : 0);
+        }
+        const T rounded = round_even(to_compute(x[k].values[i]) * channel.inv_scale);
+        const T clamped = clamp(rounded, channel.low, channel.high);
+        const bool keep = at + i < numel && (!kMask || mask[k].values[i] != 0);
+        // Adding 0 makes -0 the 0 that a sum with the zero point would have made it.
+        const T value = (clamped + T(0)) * channel.scale;
+        from_compute(keep ? value : T(0), y.values[i]);
+        if (kBits && keep && clamped == rounded) bits |= 1u << i;
+      }
+      store_pack<kPack>(output, at, numel, y);
+      if constexpr (kBits) store_bits<kPack>(in_range, bits, at, numel);
     }
   }
 }
 
-template <class T>
-struct Terms {
-  T grad_input, scale, zero_point;
+template <class Storage, int kPack, Channels kChannels>
+const char* launch_forward(const FakeQuantizeParams& p, const Storage* input, Storage* output,
+                           uint8_t* in_range) {
+  const int64_t blocks = ceil_div(p.view.numel(), int64_t{kThreads} * kPack * kUnroll);
+  const auto run = [&](auto kernel) {
+    return launch(kernel, grid_size(blocks), kThreads, 0, p.stream, p, ChannelLayout(p.view), input, output,
+                  in_range);
+  };
+  if (p.mask == nullptr) {
+    return in_range == nullptr ? run(forward_kernel<Storage, kPack, kChannels, false, false>)
+                               : run(forward_kernel<Storage, kPack, kChannels, false, true>);
+  }
+  return in_range == nullptr ? run(forward_kernel<Storage, kPack, kChannels, true, false>)
+                             : run(forward_kernel<Storage, kPack, kChannels, true, true>);
+}
+
+template <class Storage>
+struct Forward {
+  static const char* run(const FakeQuantizeParams& p, const void* input, void* output, uint8_t* in_range) {
+    constexpr int kPack = elements_of_16_bytes(sizeof(Storage));
+    const auto* x = static_cast<const Storage*>(input);
+    auto* y = static_cast<Storage*>(output);
+    if (!allows_packs<Storage>(p, input, output, nullptr)) {
+      return launch_forward<Storage, 1, Channels::kOfElement>(p, x, y, in_range);
+    }
+    if (p.view.channels == 1) return launch_forward<Storage, kPack, Channels::kOne>(p, x, y, in_range);
+    return p.view.inner % kPack == 0 ? launch_forward<Storage, kPack, Channels::kOfPack>(p, x, y, in_range)
+                                     : launch_forward<Storage, kPack, Channels::kOfElement>(p, x, y, in_range);
+  }
 };
 
-template <class T>
-__device__ Terms<T> gradient(T x, T dy, bool keep, const Channel<T>& channel, T low, T high) {
-  const T scaled = x * channel.inv_scale;
-  const T rounded = round_even(scaled);
-  const T shifted = rounded + channel.zero_point;
-  const bool inside = keep && shifted >= low && shifted <= high;
-  const bool counts = keep && shifted == shifted;
-  const T slope = inside ? rounded - scaled : clamp(shifted, low, high) - channel.zero_point;
-  return {inside ? dy : T(0), counts ? dy * slope : T(0), counts && !inside ? dy : T(0)};
-}
-
-// The sum over the block, in a fixed order; in thread 0 alone.
-template <int kBlockThreads>
-__device__ double block_sum(double value, int thread) {
-  __shared__ double shared[kBlockThreads];
-  shared[thread] = value;
-  for (int width = kBlockThreads / 2; width > 0; width /= 2) {
-    __syncthreads();
-    if (thread < width) shared[thread] += shared[thread + width];
-  }
-  const double sum = shared[0];
-  __syncthreads();
-  return sum;
-}
-
-bool is_short(const ChannelView& view) { return view.channels > 1 && view.inner < kMinBroadcast; }
-// Pairs of partial sums a channel: slices of its elements, or (row groups x columns) for short channels.
-int64_t slots_a_channel(const ChannelView& view) {
-  if (is_short(view)) return ceil_div(view.outer, kSumRows) * view.inner;
-  return ceil_div(view.outer * view.inner, kSumChunk);
-}
-
-// Work item: kSumChunk elements of one channel, counted over (outer, inner).
-template <class Storage>
-__global__ void backward_by_slice(FakeQuantizeParams p, Layout layout, FakeQuantizeGradients job,
-                                  int64_t slots) {
-  using T = typename Compute<Storage>::Type;
-  const T low = static_cast<T>(p.quant_min), high = static_cast<T>(p.quant_max);
-  const ChannelView view = layout.view;
-  const int64_t elements = view.outer * view.inner;
-  for (int64_t item = blockIdx.x; item < view.channels * slots; item += gridDim.x) {
-    const int64_t c = item / slots, first = item % slots * kSumChunk;
-    const int64_t last = first + kSumChunk < elements ? first + kSumChunk : elements;
-    const Channel<T> channel(p, c);
-    T scale_sum = 0, zero_point_sum = 0;
-#pragma unroll 4
-    for (int64_t j = first + threadIdx.x; j < last; j += kThreads) {
-      const int64_t outer = layout.inner.divide(j, layout.narrow);
-      const int64_t i = j + (outer * (view.channels - 1) + c) * view.inner;
-      const Terms<T> terms = gradient<T>(load(static_cast<const Storage*>(job.input) + i),
-                                         load(static_cast<const Storage*>(job.grad_output) + i),
-                                         p.mask == nullptr || p.mask[i] != 0, channel, low, high);
-      store(static_cast<Storage*>(job.grad_input) + i, terms.grad_input);
-      scale_sum += terms.scale;
-      zero_point_sum += terms.zero_point;
-    }
-    const double total = block_sum<kThreads>(scale_sum, threadIdx.x);
-    const double zero_point_total = block_sum<kThreads>(zero_point_sum, threadIdx.x);
-    if (threadIdx.x != 0) continue;
-    job.partial[2 * item] = total;
-    job.partial[2 * item + 1] = zero_point_total;
-  }
-}
-
-// Work item: kSumRows rows by kColumns columns of the (outer, channels * inner) matrix; a thread keeps to its
-// column.
-template <class Storage>
-__global__ void backward_by_column(FakeQuantizeParams p, Layout layout, FakeQuantizeGradients job,
-                                   int64_t blocks, int64_t items) {
-  using T = typename Compute<Storage>::Type;
-  const T low = static_cast<T>(p.quant_min), high = static_cast<T>(p.quant_max);
-  const ChannelView view = layout.view;
-  const int64_t row_length = view.channels * view.inner;
-  const int64_t groups = items / blocks;
-  __shared__ double shared[2][kRowThreads][kColumns];
-  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const int64_t group = item / blocks, column = item % blocks * kColumns + threadIdx.x;
-    const bool active = column < row_length;
-    const int64_t c = active ? column / view.inner : 0;
-    const Channel<T> channel(p, c);
-    const int64_t end = (group + 1) * kSumRows < view.outer ? (group + 1) * kSumRows : view.outer;
-    T scale_sum = 0, zero_point_sum = 0;
-    for (int64_t row = group * kSumRows + threadIdx.y; active && row < end; row += kRowThreads) {
-      const int64_t i = row * row_length + column;
-      const Terms<T> terms = gradient<T>(load(static_cast<const Storage*>(job.input) + i),
-                                         load(static_cast<const Storage*>(job.grad_output) + i),
-                                         p.mask == nullptr || p.mask[i] != 0, channel, low, high);
-      store(static_cast<Storage*>(job.grad_input) + i, terms.grad_input);
-      scale_sum += terms.scale;
-      zero_point_sum += terms.zero_point;
-    }
-    shared[0][threadIdx.y][threadIdx.x] = scale_sum;
-    shared[1][threadIdx.y][threadIdx.x] = zero_point_sum;
-    __syncthreads();
-    if (threadIdx.y < 2 && active) {
-      double total = 0;
-      for (int row = 0; row < kRowThreads; ++row) total += shared[threadIdx.y][row][threadIdx.x];
-      const int64_t slot = (c * groups + group) * view.inner + (column - c * view.inner);
-      job.partial[2 * slot + threadIdx.y] = total;
-    }
-    __syncthreads();
-  }
-}
-
-template <class T>
-__global__ void sum_kernel(FakeQuantizeParams p, FakeQuantizeGradients job, int64_t slots) {
-  for (int64_t c = blockIdx.x; c < p.view.channels; c += gridDim.x) {
-    double scale_sum = 0, zero_point_sum = 0;
-    for (int64_t i = threadIdx.x; i < slots; i += kThreads) {
-      scale_sum += job.partial[2 * (c * slots + i)];
-      zero_point_sum += job.partial[2 * (c * slots + i) + 1];
-    }
-    const double scale_total = block_sum<kThreads>(scale_sum, threadIdx.x);
-    const double zero_point_total = block_sum<kThreads>(zero_point_sum, threadIdx.x);
-    if (threadIdx.x != 0) continue;
-    static_cast<T*>(job.grad_scale)[c] = static_cast<T>(scale_total * job.grad_factor);
-    if (job.grad_zero_point == nullptr) continue;
-    const double scale = static_cast<const T*>(p.scale)[c];
-    static_cast<T*>(job.grad_zero_point)[c] = static_cast<T>(zero_point_total * -scale * job.grad_factor);
-  }
-}
-
-template <class Bits>
-__global__ void straight_through_kernel(const Bits* grad_output, const uint8_t* in_range, Bits* grad_input,
-                                        int64_t numel) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kElementsPerBlock;
-  for (int64_t block = blockIdx.x * kElementsPerBlock; block < numel; block += stride) {
+// Elements as bits; kPack of them are 16 bytes, or 1 where a tensor is not so aligned.
+template <class Bits, int kPack>
+__global__ void __launch_bounds__(kThreads)
+    straight_through_kernel(const Bits* grad_output, const uint8_t* in_range, Bits* grad_input, int64_t numel) {
+  const int64_t step = int64_t{kThreads} * kPack;
+  for (int64_t block = blockIdx.x; block * kUnroll * step < numel; block += gridDim.x) {
+    const int64_t first = block * kUnroll * step + threadIdx.x * kPack;
+    Pack<Bits, kPack> gradient[kUnroll];
+    uint32_t bits[kUnroll];
 #pragma unroll
     for (int k = 0; k < kUnroll; ++k) {
-      const int64_t i = block + k * kThreads + threadIdx.x;
-      if (i < numel) grad_input[i] = (in_range[i / 8] >> (i % 8)) & 1 ? grad_output[i] : Bits(0);
+      const int64_t at = first + k * step;
+      gradient[k] = load_pack<kPack>(grad_output, at, numel, Bits{0});
+      bits[k] = at < numel ? static_cast<uint32_t>(in_range[at / 8]) >> (at % 8) : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < kUnroll; ++k) {
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) {
+        if ((bits[k] >> i & 1) == 0) gradient[k].values[i] = 0;
+      }
+      store_pack<kPack>(grad_input, first + k * step, numel, gradient[k]);
     }
   }
-}
-
-unsigned grid(int64_t blocks) { return static_cast<unsigned>(std::min<int64_t>(blocks, kMaxBlocks)); }
-
-template <class Storage>
-const char* launch_backward(const FakeQuantizeParams& p, const FakeQuantizeGradients& job) {
-  using T = typename Compute<Storage>::Type;
-  const Layout layout(p.view);
-  const int64_t slots = slots_a_channel(p.view);
-  const char* error = nullptr;
-  if (p.view.numel() > 0 && is_short(p.view)) {
-    const int64_t blocks = ceil_div(p.view.channels * p.view.inner, kColumns);
-    const int64_t items = blocks * ceil_div(p.view.outer, kSumRows);
-    error = launch(backward_by_column<Storage>, grid(items), dim3(kColumns, kRowThreads), 0, p.stream, p,
-                   layout, job, blocks, items);
-  } else if (p.view.numel() > 0) {
-    error = launch(backward_by_slice<Storage>, grid(p.view.channels * slots), kThreads, 0, p.stream, p, layout,
-                   job, slots);
-  }
-  if (error != nullptr || p.view.channels == 0) return error;
-  return launch(sum_kernel<T>, grid(p.view.channels), kThreads, 0, p.stream, p, job, slots);
-}
-
-template <class Storage>
-const char* launch_forward(const FakeQuantizeParams& p, const void* input, void* output, uint8_t* in_range) {
-  const int64_t blocks = ceil_div(p.view.numel(), kElementsPerBlock);
-  return launch(forward_kernel<Storage>, grid(blocks), kThreads, 0, p.stream, p, Layout(p.view),
-                static_cast<const Storage*>(input), static_cast<Storage*>(output), in_range);
 }
 
 template <class Bits>
 const char* launch_straight_through(void* stream, const StraightThrough& job) {
-  return launch(straight_through_kernel<Bits>, grid(ceil_div(job.numel, kElementsPerBlock)), kThreads, 0,
-                stream, static_cast<const Bits*>(job.grad_output), job.in_range,
-                static_cast<Bits*>(job.grad_input), job.numel);
+  constexpr int kPack = elements_of_16_bytes(sizeof(Bits));
+  const bool packs = is_aligned(job.grad_output, 16) && is_aligned(job.grad_input, 16);
+  const auto run = [&](auto kernel, int pack) {
+    return launch(kernel, grid_size(ceil_div(job.numel, int64_t{kThreads} * kUnroll * pack)), kThreads, 0,
+                  stream, static_cast<const Bits*>(job.grad_output), job.in_range,
+                  static_cast<Bits*>(job.grad_input), job.numel);
+  };
+  return packs ? run(straight_through_kernel<Bits, kPack>, kPack) : run(straight_through_kernel<Bits, 1>, 1);
 }
 
 }  // namespace
 
-int64_t num_partials(const ChannelView& view) { return 2 * view.channels * slots_a_channel(view); }
-
 const char* fake_quantize(const FakeQuantizeParams& p, const void* input, void* output, uint8_t* in_range) {
   if (p.view.numel() == 0) return nullptr;
   const DeviceGuard guard(p.device);
-  switch (p.type) {
-    case FloatType::kFloat32:
-      return launch_forward<float>(p, input, output, in_range);
-    case FloatType::kFloat64:
-      return launch_forward<double>(p, input, output, in_range);
-    case FloatType::kBFloat16:
-      return launch_forward<BFloat16>(p, input, output, in_range);
-  }
-  return "unknown element type";
-}
-
-const char* fake_quantize_backward(const FakeQuantizeParams& p, const FakeQuantizeGradients& job) {
-  const DeviceGuard guard(p.device);
-  switch (p.type) {
-    case FloatType::kFloat32:
-      return launch_backward<float>(p, job);
-    case FloatType::kFloat64:
-      return launch_backward<double>(p, job);
-    case FloatType::kBFloat16:
-      return launch_backward<BFloat16>(p, job);
-  }
-  return "unknown element type";
+  return for_float_type<Forward>(p.type, p, input, output, in_range);
 }
 
 const char* straight_through(int device, void* stream, const StraightThrough& job) {
