@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Checks the machine code of the CUDA kernels against what they promise: wide loads, tensor cores, no spills.
+
+    python tools/check_sass.py pqk_ext/_ops_cuda.so
+
+Needs ``cuobjdump`` (of the CUDA toolkit on PATH or in $CUDA_HOME/bin, or of an installed triton) and ``c++filt``.
+Exits with 1 when a promise is broken, on any architecture in the library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Loads from and stores to local memory: registers did not suffice, or an array was indexed at run time.
+SPILLS = re.compile(r"(LDL|STL)\b")
+LOADS_16, STORES_16 = r"LDG\.E\.128", r"STG\.E\.128"
+TENSOR_CORES, SPARSE_TENSOR_CORES = r"IMMA\.16832", r"IMMA\.SP\.16864"
+DOT_PRODUCTS = r"IDP\.4A"
+ASYNC_COPIES, MATRIX_LOADS = r"LDGSTS\.E\.BYPASS.*\.128", r"LDSM"
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Every kernel whose name matches ``kernel`` has each of the instructions ``has``, and there is such a kernel."""
+
+    kernel: str
+    has: tuple[str, ...]
+
+
+PROMISES = (
+    # Packs of 16 bytes: 4 floats, 2 doubles, 8 bfloat16.
+    Promise(r"\bforward_kernel<(float, 4|double, 2|pqk::cuda::BFloat16, 8),", (LOADS_16, STORES_16)),
+    Promise(r"\bstraight_through_kernel<(unsigned int, 4|unsigned long, 2|unsigned short, 8)>", (LOADS_16, STORES_16)),
+    Promise(r"\bbackward_by_(slice|column)<(float, 4|double, 2|pqk::cuda::BFloat16, 8)>", (LOADS_16, STORES_16)),
+    Promise(r"\bsum_by_(block|warp)<", (LOADS_16,)),
+)
+# Kernels that may use local memory, with the reason.
+MAY_SPILL: dict[str, str] = {}
+
+
+@dataclass
+class Kernel:
+    """One kernel on one architecture."""
+
+    name: str
+    architecture: str
+    instructions: Counter[str] = field(default_factory=Counter)
+
+    def has(self, pattern: str) -> bool:
+        return any(re.match(pattern, instruction) for instruction in self.instructions)
+
+
+def find_cuobjdump() -> str | None:
+    """The disassembler's path, or None."""
+    found = shutil.which("cuobjdump")
+    if found is not None:
+        return found
+    folders = [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    if (triton := importlib.util.find_spec("triton")) is not None and triton.origin is not None:
+        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    return next((str(folder / "cuobjdump") for folder in folders if (folder / "cuobjdump").exists()), None)
+
+
+def demangled(names: list[str]) -> list[str]:
+    command = shutil.which("cu++filt") or shutil.which("c++filt")
+    if command is None:
+        raise SystemExit("check_sass: c++filt is not installed (package binutils)")
+    result = subprocess.run([command], input="\n".join(names), capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
+
+
+_FUNCTION = re.compile(r"^\s*Function : (\S+)")
+_ARCHITECTURE = re.compile(r"^\s*(?:arch = |\.target\s+|code for )(sm_\w+)")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)")
+
+
+def parse(listing: str) -> list[Kernel]:
+    """The kernels of what ``cuobjdump -sass`` prints."""
+    kernels: list[Kernel] = []
+    architecture = "unknown"
+    for line in listing.splitlines():
+        if match := _ARCHITECTURE.match(line):
+            architecture = match[1]
+        elif match := _FUNCTION.match(line):
+            kernels.append(Kernel(match[1], architecture))
+        elif kernels and (match := _INSTRUCTION.match(line)):
+            kernels[-1].instructions[match[1]] += 1
+    for kernel, name in zip(kernels, demangled([kernel.name for kernel in kernels]), strict=True):
+        kernel.name = name
+    return kernels
+
+
+def broken(kernels: list[Kernel], promises: tuple[Promise, ...] = PROMISES) -> list[str]:
+    """One sentence for each promise that does not hold."""
+    wrong: list[str] = []
+    for promise in promises:
+        promised = [kernel for kernel in kernels if re.search(promise.kernel, kernel.name)]
+        if not promised:
+            wrong.append(f"no kernel matches {promise.kernel}")
+        wrong += [
+            f"{kernel.name} on {kernel.architecture} has no {instruction}"
+            for kernel in promised
+            for instruction in promise.has
+            if not kernel.has(instruction)
+        ]
+    for kernel in kernels:
+        spills = sum(count for name, count in kernel.instructions.items() if SPILLS.match(name))
+        if spills and not any(re.search(pattern, kernel.name) for pattern in MAY_SPILL):
+            wrong.append(f"{kernel.name} on {kernel.architecture} has {spills} accesses to local memory")
+    return wrong
+
+
+def disassemble(cuobjdump: str, library: Path) -> list[Kernel]:
+    """The kernels of a library."""
+    command = [cuobjdump, "-sass", str(library)]
+    return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("library", type=Path)
+    parser.add_argument("--list", action="store_true", help="print each kernel's memory and matrix instructions too")
+    arguments = parser.parse_args()
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        print("check_sass: no cuobjdump on PATH, in $CUDA_HOME/bin or in triton", file=sys.stderr)
+        return 2
+    kernels = disassemble(cuobjdump, arguments.library)
+    if arguments.list:
+        shown = re.compile(r"LD[GSL]|ST[GSL]|IMMA|IDP")
+        for kernel in kernels:
+            counts = sorted((i, n) for i, n in kernel.instructions.items() if shown.match(i))
+            print(f"{kernel.architecture} {kernel.name}: " + ", ".join(f"{n} {i}" for i, n in counts))
+    wrong = broken(kernels)
+    print("\n".join(wrong) or f"{len(kernels)} kernels keep their promises")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
