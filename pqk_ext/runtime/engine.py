@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqk_ext import _core
-from pqk_ext.runtime import coded, kernel_table, reader
+from pqk_ext.runtime import coded, cuda, kernel_table, reader
 from pqk_ext.runtime.graph import Graph, Node
 
 __all__ = ["MAX_ACTIVATION_BYTES", "Model", "load"]
@@ -32,6 +32,7 @@ class Model:
             looked at; of the others it holds a copy, beside those that the kernels have packed.
         nbytes: size of the file in bytes; 0 for a model made by :meth:`from_graph`.
         num_threads: threads that one call may use.
+        device: ``"cpu"``, or the CUDA device that computes, ``"cuda:0"``.
         input_shape: of one sample, without the batch dimension.
         output_shape: of one result, without the batch dimension.
     """
@@ -45,6 +46,7 @@ class Model:
         max_activation_bytes: int,
         kernels: Mapping[str, str] | None = None,
         tune: bool = True,
+        device: str = "cpu",
         payloads: Mapping[int, coded.Payload] | None = None,
     ) -> None:
         payloads = payloads or {}
@@ -52,16 +54,22 @@ class Model:
         self.nbytes = nbytes
         self.num_threads = num_threads
         self.input_shape = graph.input.shape
-        self._engine = _core.Engine(
-            graph,
-            num_threads=num_threads,
-            max_activation_bytes=max_activation_bytes,
-            kernels=_checked_choices(graph, kernels),
-            kernel_table=kernel_table.read(),
-            measure=tune,
-            coded=dict(payloads),
-        )
-        kernel_table.remember(self._engine.measured)
+        index = cuda.index_of(device)
+        self.device = device if index is None else f"cuda:{index}"
+        self._engine: cuda.NativeEngine
+        if index is not None:
+            self._engine = cuda.make_engine(graph, index, max_activation_bytes, kernels)
+        else:
+            engine = self._engine = _core.Engine(
+                graph,
+                num_threads=num_threads,
+                max_activation_bytes=max_activation_bytes,
+                kernels=_checked_choices(graph, kernels),
+                kernel_table=kernel_table.read(),
+                measure=tune,
+                coded=dict(payloads),
+            )
+            kernel_table.remember(engine.measured)
         self.output_shape = graph.output_shape
         self._run = self._engine.run
 
@@ -75,6 +83,7 @@ class Model:
         kernels: Mapping[str, str] | None = None,
         tune: bool = True,
         weights: str | Mapping[str, str] = "resident",
+        device: str = "cpu",
     ) -> Model:
         """A model of a graph in memory.
 
@@ -85,11 +94,14 @@ class Model:
             kernels: see :func:`load`.
             tune: see :func:`load`.
             weights: see :func:`load`. Weights that shall be coded are encoded here, by the codec of fewest bytes.
+            device: see :func:`load`.
 
         Raises:
             FormatError: the graph breaks a rule; ``field`` names the node and its part.
-            ValueError: ``num_threads``, ``max_activation_bytes``, ``kernels`` or ``weights`` out of range.
+            ValueError: ``num_threads``, ``max_activation_bytes``, ``kernels``, ``weights`` or ``device`` out of range.
+            RuntimeError: the CUDA device cannot be used; the message names the cause.
         """
+        _check_weights(weights, device)
         return cls(
             graph,
             num_threads=num_threads,
@@ -97,6 +109,7 @@ class Model:
             max_activation_bytes=max_activation_bytes,
             kernels=kernels,
             tune=tune,
+            device=device,
             payloads={
                 index: coded.encode(graph.nodes[index].tensors["weight"]) for index in coded.wanted(graph, weights)
             },
@@ -130,7 +143,9 @@ class Model:
 
     @property
     def isa(self) -> str:
-        """Instruction set that the kernels were chosen for: that of the process when the model was made."""
+        """Instruction set that the kernels were chosen for: that of the process when the model was made. On a CUDA
+        device its architecture, for example ``"sm_90"``.
+        """
         return self._engine.isa
 
     @property
@@ -146,7 +161,8 @@ class Model:
         return self._engine.activation_bytes
 
     def profile(self, x: NDArray[np.float32], repeats: int = 100) -> list[tuple[str, str, float]]:
-        """Times every step for the first sample of ``x``, on one thread.
+        """Times every step for the first sample of ``x``, on one thread; on CUDA in a launch of its own, also where
+        :meth:`run` computes the whole network in one.
 
         Returns:
             ``(node, kernel, seconds)`` in execution order, seconds the least of ``repeats`` runs.
@@ -182,6 +198,7 @@ def load(
     kernels: Mapping[str, str] | None = None,
     tune: bool = True,
     weights: str | Mapping[str, str] = "resident",
+    device: str = "cpu",
 ) -> Model:
     """Reads a ``.pqk`` file, checks all of it, and makes it ready to run.
 
@@ -200,6 +217,11 @@ def load(
             Grouped (also depthwise) convolutions and those of one input channel have few weights and stay resident, as
             do the weights of ``float_...`` operators. A weight whose codec cannot be decoded in parts is coded anew.
             Results do not depend on it.
+        device: ``"cuda"`` or ``"cuda:N"``: an NVIDIA GPU computes; arrays stay those of numpy. Results are those of the
+            CPU to the bit, but for ``float_...`` operators, which keep their bound. ``num_threads`` then serves loading
+            alone, ``tune`` nothing, and ``kernels`` may hold ``"*"`` alone: ``"resident"`` (one launch, activations in
+            the GPU's shared memory: small networks) or ``"steps"`` (a launch a step); without it the network's size
+            decides. Nothing ever falls back to the CPU.
 
     Returns:
         A callable :class:`Model`.
@@ -207,8 +229,12 @@ def load(
     Raises:
         FormatError: the file breaks a rule of the format.
         OSError: it cannot be read.
-        ValueError: ``num_threads`` or ``weights`` out of range, or a kernel that is unknown or not for its node.
+        ValueError: ``num_threads``, ``weights`` or ``device`` out of range, or a kernel that is unknown or not for its
+            node.
+        RuntimeError: the CUDA device cannot be used: no CUDA engine in this build, no driver or too old a one, no such
+            device, no code for its architecture, too little memory. The message names the cause.
     """
+    _check_weights(weights, device)
     threads = max(1, num_threads)
     payloads: dict[int, tuple[str, NDArray[np.uint8]]] = {}
     if weights == "resident":
@@ -222,8 +248,14 @@ def load(
         max_activation_bytes=MAX_ACTIVATION_BYTES,
         kernels=kernels,
         tune=tune,
+        device=device,
         payloads={index: _kept_payload(graph.nodes[index], *payloads[index]) for index in coded.wanted(graph, weights)},
     )
+
+
+def _check_weights(weights: str | Mapping[str, str], device: str) -> None:
+    if cuda.index_of(device) is not None and weights != "resident":
+        raise ValueError(f"weights: on CUDA expected 'resident', got {weights!r}")
 
 
 def _kept_payload(node: Node, codec: str, payload: NDArray[np.uint8]) -> coded.Payload:

@@ -19,7 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.cuda_ops import CUDA, EMULATED, ORDERS, emulation, require_gpu, set_order
+from tests.cuda.emulated import CUDA, EMULATED, ORDERS, emulation, set_order
+from tests.ops.cuda_ops import require_gpu
 
 ROOT = Path(__file__).parent.parent.parent
 KERNELS = Path(__file__).parent / "kernels.cu"

@@ -10,11 +10,9 @@ and once on a GPU. It compares with the CPU ops::
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,14 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-import pqk_ext
-import pqk_ext.ops
-
-PACKAGE = Path(pqk_ext.__file__).parent
-# As csrc/core/cuda/emulation/grid.h numbers them.
-ORDERS = {"forward": 0, "backward": 1, "shuffled": 2}
-EMULATED = [f"emulated-{order}" for order in ORDERS]
-CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+import pqk_ext.ops  # noqa: F401 - registers them
+from tests.cuda.emulated import CUDA, EMULATED, PACKAGE, emulation, set_order
 
 
 class CudaOps:
@@ -52,15 +44,6 @@ class CudaOps:
         function = getattr(getattr(self.namespace, op), overload or "default")
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(self.device), (args, kwargs))
         return pytree.tree_map_only(Tensor, lambda t: t.cpu(), function(*args, **kwargs))
-
-
-@cache
-def emulation() -> ctypes.CDLL:
-    """The library that runs kernels on the CPU; skips the test where it was not built."""
-    library = PACKAGE / "libpqk_cuda_emulated.so"
-    if not library.exists():
-        pytest.skip(f"{library.name} was NOT built (cmake -DPQK_CUDA_EMULATION=ON): the CUDA kernels were NOT emulated")
-    return ctypes.CDLL(str(library))
 
 
 @cache
@@ -89,11 +72,6 @@ def require_gpu() -> None:
     if os.environ.get("PQK_REQUIRE_CUDA") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
-
-
-def set_order(name: str, seed: int = 0) -> None:
-    """In which order the emulation runs threads from now on: a key of ``ORDERS``."""
-    emulation().pqk_emulation_set_order(ctypes.c_int(ORDERS[name]), ctypes.c_uint32(seed))
 
 
 @pytest.fixture(params=[*EMULATED, CUDA])
