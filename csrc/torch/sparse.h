@@ -17,10 +17,10 @@ struct CsrArguments {
   }
 };
 
-inline CsrArguments check_csr(const Tensor& crow_indices, const Tensor& col_indices, const Tensor& values,
-                              int64_t cols, const char* op) {
+// Dtypes and shapes of a CSR matrix; not where it lies, nor its indices.
+inline CsrArguments check_csr_shape(const Tensor& crow_indices, const Tensor& col_indices, const Tensor& values,
+                                    const char* op) {
   const auto check_vector = [&](const Tensor& tensor, const char* name) {
-    check_cpu(tensor, op, name);
     STD_TORCH_CHECK(tensor.dim() == 1, op, ": ", name, " must have 1 dimension, got shape ",
                     shape_string(tensor));
   };
@@ -30,8 +30,16 @@ inline CsrArguments check_csr(const Tensor& crow_indices, const Tensor& col_indi
   check_dtype(crow_indices, ScalarType::Int, op, "crow_indices");
   check_dtype(col_indices, ScalarType::Int, op, "col_indices");
   STD_TORCH_CHECK(crow_indices.numel() >= 1, op, ": crow_indices must have out_channels + 1 elements, got 0");
-  CsrArguments csr{torch::stable::contiguous(crow_indices), torch::stable::contiguous(col_indices),
-                   torch::stable::contiguous(values), crow_indices.numel() - 1};
+  return {torch::stable::contiguous(crow_indices), torch::stable::contiguous(col_indices),
+          torch::stable::contiguous(values), crow_indices.numel() - 1};
+}
+
+inline CsrArguments check_csr(const Tensor& crow_indices, const Tensor& col_indices, const Tensor& values,
+                              int64_t cols, const char* op) {
+  check_cpu(crow_indices, op, "crow_indices");
+  check_cpu(col_indices, op, "col_indices");
+  check_cpu(values, op, "values");
+  CsrArguments csr = check_csr_shape(crow_indices, col_indices, values, op);
   try {
     validate_csr({csr.crow_indices.const_data_ptr<int32_t>(), csr.crow_indices.numel(),
                   csr.col_indices.const_data_ptr<int32_t>(), csr.col_indices.numel(), csr.values.numel(),
@@ -43,15 +51,13 @@ inline CsrArguments check_csr(const Tensor& crow_indices, const Tensor& col_indi
 }
 
 // values and bias of the dtype of `input`, which is float32 or float64.
-inline SparseType check_floating(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias,
-                                 int64_t rows, const char* op) {
-  check_cpu(input, op, "input");
+inline SparseType check_floating_dtypes(const Tensor& input, const Tensor& values,
+                                        const std::optional<Tensor>& bias, int64_t rows, const char* op) {
   const ScalarType dtype = input.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
                   ": input must be Float or Double, got ", torch::headeronly::toString(dtype));
   check_dtype(values, dtype, op, "values");
   if (bias.has_value()) {
-    check_cpu(*bias, op, "bias");
     check_dtype(*bias, dtype, op, "bias");
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == rows, op, ": bias must have shape [", rows, "], got ",
                     shape_string(*bias));
@@ -59,15 +65,22 @@ inline SparseType check_floating(const Tensor& input, const Tensor& values, cons
   return dtype == ScalarType::Float ? SparseType::kFloat : SparseType::kDouble;
 }
 
+inline SparseType check_floating(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias,
+                                 int64_t rows, const char* op) {
+  check_cpu(input, op, "input");
+  if (bias.has_value()) check_cpu(*bias, op, "bias");
+  return check_floating_dtypes(input, values, bias, rows, op);
+}
+
 // What follows an int8 sum; holds the tensors that its pointers point into.
-struct Int8Epilogue {
+struct Int8SparseEpilogue {
   Tensor multiplier, bias;
   SparseEpilogue epilogue;
 };
 
-inline Int8Epilogue check_int8(const Tensor& input, const CsrArguments& csr, const Tensor& multiplier,
-                               const Tensor& bias, int64_t input_zero_point, int64_t quant_min,
-                               int64_t quant_max, bool float_output, const char* op) {
+inline Int8SparseEpilogue check_int8(const Tensor& input, const CsrArguments& csr, const Tensor& multiplier,
+                                     const Tensor& bias, int64_t input_zero_point, int64_t quant_min,
+                                     int64_t quant_max, bool float_output, const char* op) {
   check_cpu(input, op, "input");
   check_dtype(input, ScalarType::Byte, op, "input");
   check_dtype(csr.values, ScalarType::Char, op, "values");

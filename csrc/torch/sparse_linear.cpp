@@ -1,30 +1,13 @@
-#include "torch/sparse.h"
+#include "torch/sparse_linear.h"
 
 namespace pqk::torch_ops {
 namespace {
 
-void check_input(const Tensor& input, const char* op) {
-  STD_TORCH_CHECK(input.dim() >= 1, op, ": input must have at least 1 dimension, got shape ",
-                  shape_string(input));
-}
-
-std::vector<int64_t> output_sizes(const Tensor& input, int64_t rows) {
-  std::vector<int64_t> sizes(input.sizes().begin(), input.sizes().end());
-  sizes.back() = rows;
-  return sizes;
-}
-
-// A linear layer is a 1x1 convolution of 1x1 images.
 void run_linear(SparseType type, const Tensor& input, const CsrArguments& csr, const SparseEpilogue& epilogue,
                 Tensor& output, const char* op) {
   const int64_t in = input.size(input.dim() - 1), out = csr.rows;
   const int64_t images = out == 0 ? 0 : output.numel() / out;
-  Conv2dShape shape{};
-  shape.in_channels = in;
-  shape.out_channels = out;
-  shape.in_height = shape.in_width = shape.out_height = shape.out_width = 1;
-  shape.kernel_height = shape.kernel_width = shape.stride_height = shape.stride_width = 1;
-  shape.dilation_height = shape.dilation_width = shape.groups = 1;
+  const Conv2dShape shape = sparse_linear_shape(in, out);
   run_sparse(type, shape, csr, {input.const_data_ptr(), images, in, 1, in, in}, epilogue,
              {output.mutable_data_ptr(), out, 1, out}, op);
 }
@@ -32,11 +15,11 @@ void run_linear(SparseType type, const Tensor& input, const CsrArguments& csr, c
 Tensor sparse_linear_cpu(const Tensor& input, const Tensor& crow_indices, const Tensor& col_indices,
                          const Tensor& values, std::optional<Tensor> bias) {
   constexpr const char* kOp = "pqk::sparse_linear";
-  check_input(input, kOp);
+  check_sparse_input(input, kOp);
   const CsrArguments csr = check_csr(crow_indices, col_indices, values, input.size(input.dim() - 1), kOp);
   const SparseType type = check_floating(input, csr.values, bias, csr.rows, kOp);
   const Tensor contiguous = torch::stable::contiguous(input);
-  Tensor output = torch::stable::new_empty(contiguous, output_sizes(input, csr.rows));
+  Tensor output = torch::stable::new_empty(contiguous, sparse_output_sizes(input, csr.rows));
   std::optional<Tensor> biases;
   if (bias.has_value()) biases = torch::stable::contiguous(*bias);
   SparseEpilogue epilogue{};
@@ -50,12 +33,12 @@ Tensor int8_sparse_linear_cpu(const Tensor& input, const Tensor& crow_indices, c
                               int64_t input_zero_point, int64_t quant_min, int64_t quant_max,
                               bool float_output) {
   constexpr const char* kOp = "pqk::int8_sparse_linear";
-  check_input(input, kOp);
+  check_sparse_input(input, kOp);
   const CsrArguments csr = check_csr(crow_indices, col_indices, values, input.size(input.dim() - 1), kOp);
-  const Int8Epilogue int8 =
+  const Int8SparseEpilogue int8 =
       check_int8(input, csr, multiplier, bias, input_zero_point, quant_min, quant_max, float_output, kOp);
   const Tensor contiguous = torch::stable::contiguous(input);
-  Tensor output = torch::stable::new_empty(contiguous, output_sizes(input, csr.rows),
+  Tensor output = torch::stable::new_empty(contiguous, sparse_output_sizes(input, csr.rows),
                                            float_output ? ScalarType::Float : ScalarType::Byte);
   run_linear(SparseType::kInt8, contiguous, csr, int8.epilogue, output, kOp);
   return output;

@@ -26,7 +26,7 @@ bool dense_channels(const Conv2dShape& s, const StridedCodes& input, int64_t ima
 
 // How a layer is computed, and where things lie in the working memory. -1: not there.
 struct Plan {
-  enum class Kernel { kNothing, kVector, kDepthwise, kMatrix, kGathered };
+  enum class Kernel { kNothing, kVector, kCsrVector, kDepthwise, kMatrix, kGathered };
 
   explicit Plan(const Int8Conv2d& job);
 
@@ -45,23 +45,36 @@ struct Plan {
     bytes += round_up(std::max<int64_t>(count, 1), kBlockBytes);
     return at;
   }
-  void choose(const Int8Conv2d& job);
+  void choose(const Int8Conv2d& job, bool few_rows);
 };
+
+// A linear layer: each input row is one output row.
+bool pointwise(const Int8Conv2d& job) {
+  const Conv2dShape& s = job.shape;
+  return job.images == 1 && s.groups == 1 && s.kernel_height == 1 && s.kernel_width == 1 && s.in_width == 1 &&
+         s.out_width == 1 && s.out_height == s.in_height && s.stride_height == 1 && s.pad_top == 0 &&
+         s.pad_left == 0;
+}
 
 Plan::Plan(const Int8Conv2d& job) {
   const Conv2dShape& s = job.shape;
   if (job.images == 0 || s.out_channels == 0 || s.out_height == 0 || s.out_width == 0) return;
   const int64_t fan_in = s.in_channels / s.groups * s.kernel_height * s.kernel_width;
   weight = job.weight;
+  const bool few_rows = pointwise(job) && s.in_height <= kMaxVectorRows;
+  if (few_rows && job.csr.crow_indices != nullptr) {
+    kernel = Kernel::kCsrVector;
+    return;
+  }
   if (job.csr.crow_indices != nullptr) {
     expanded_at = take(s.out_channels * fan_in);
     const int64_t area = s.kernel_height * s.kernel_width;
     weight = {nullptr, fan_in, area, s.kernel_width, 1};
   }
-  choose(job);
+  choose(job, few_rows);
 }
 
-void Plan::choose(const Int8Conv2d& job) {
+void Plan::choose(const Int8Conv2d& job, bool few_rows) {
   const Conv2dShape& s = job.shape;
   const int64_t in = s.in_channels / s.groups, out = s.out_channels / s.groups;
   const int64_t taps = s.kernel_height * s.kernel_width;
@@ -89,9 +102,7 @@ void Plan::choose(const Int8Conv2d& job) {
            (s.kernel_height == 1 || weight.row == s.kernel_width * in) &&
            (s.out_channels == 1 || weight.out % kVector == 0);
   pitch = direct ? (s.out_channels == 1 ? depth : weight.out) : round_up(depth, kVector);
-  const bool pointwise = taps == 1 && s.groups == 1 && s.out_height == s.in_height && s.out_width == 1 &&
-                         s.in_width == 1 && s.stride_height == 1 && job.images == 1;
-  if (direct && pointwise && image_at < 0 && s.in_height <= kMaxVectorRows) {
+  if (direct && few_rows && image_at < 0) {
     kernel = Kernel::kVector;
     offsets = false;  // found on the way
     return;
@@ -255,10 +266,17 @@ const char* int8_conv2d(const Int8Conv2d& job, void* workspace) {
   if (plan.kernel == Plan::Kernel::kNothing) return nullptr;
   const DeviceGuard guard(job.device);
   Preparation ready(job, plan, workspace);
-  if (const char* error = ready.run()) return error;
+  if (plan.kernel != Plan::Kernel::kCsrVector) {
+    if (const char* error = ready.run()) return error;
+  }
   switch (plan.kernel) {
     case Plan::Kernel::kDepthwise:
       return run_depthwise(job, plan, ready);
+    case Plan::Kernel::kCsrVector:
+      return launch_int8_csr_vector(
+          {job.input.data, job.input.row, nullptr, 0, job.shape.in_height, job.shape.in_channels,
+           job.shape.out_channels, job.input_zero_point, ready.epilogue()},
+          job.csr, job.input.channel, job.stream);
     case Plan::Kernel::kVector:
       return launch_int8_vector({job.input.data, job.input.row, ready.weight(), plan.pitch, job.shape.in_height,
                                  plan.depth, job.shape.out_channels, job.input_zero_point, ready.epilogue()},

@@ -88,5 +88,8 @@ struct Int8VectorTask {
   Int8Epilogue epilogue;
 };
 const char* launch_int8_vector(const Int8VectorTask& task, void* stream);
+// The same from a sparse weight; the input may have any strides.
+const char* launch_int8_csr_vector(const Int8VectorTask& task, const CsrWeight& csr, int64_t feature_stride,
+                                   void* stream);
 
 }  // namespace pqk::cuda
