@@ -32,7 +32,7 @@ def epilogue(
     Links become one native operation where nobody can tell: modules with hooks, of derived types, or on tensors that
     the kernels do not take, are called one by one.
     """
-    native = x.is_cpu and x.dtype == torch.float32 and not transforms_active()
+    native = (x.is_cpu or x.is_cuda) and x.dtype == torch.float32 and not transforms_active()
     fused = quantizer if native and quantizer is not None and _is_plain(quantizer, ActivationQuantizer) else None
     batch_norm = _plain_batch_norm(norm, role) if native and norm is not None else None
     if batch_norm is not None and not batch_norm.training and fused is None:

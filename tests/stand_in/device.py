@@ -63,14 +63,24 @@ class _OnDevice(Tensor):
 
 
 class _Mode(TorchDispatchMode):
-    """Runs the operators; ``pqk`` counts those of this package that ran on the device."""
+    """Runs the operators.
 
-    def __init__(self) -> None:
+    Attributes:
+        own_operators: those of this package that ran on the device.
+        emulated: those of them whose CUDA kernels did, emulated.
+    """
+
+    def __init__(self, kernels: Any = None) -> None:
         super().__init__()
         self.own_operators: set[str] = set()
+        self.emulated: set[str] = set()
+        self._kernels = kernels
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if torch.is_inference_mode_enabled() and func._can_decompose():
+            with self:  # in inference mode composite operators come whole
+                return func.decompose(*args, **kwargs)
         values = tree_flatten((args, kwargs))[0]
         here = any(isinstance(value, _OnDevice) for value in values)
         device = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
@@ -85,12 +95,25 @@ class _Mode(TorchDispatchMode):
                     return func._op_dk(_CUDA_KEY, *args, **kwargs)
         if device is not None and device.type == "cuda":
             kwargs["device"] = torch.device("cpu")
+        run = self._emulated(func) or func
         with _host_generators(values) as to_host:
             inside = tree_map(lambda value: to_host.get(id(value), _unwrap(value)), (args, kwargs))
-            result = func(*inside[0], **inside[1])
+            result = run(*inside[0], **inside[1])
         if to_device:
             result = tree_map(lambda value: _OnDevice(value) if isinstance(value, Tensor) else value, result)
         return return_and_correct_aliasing(func, args, kwargs, result) if here and to_device else result
+
+    def _emulated(self, func: Any) -> Any:
+        """The same operator with its CUDA kernel, where there is one."""
+        name = func._schema.name.replace("pqk::", "pqk_emulated::")
+        if self._kernels is None or func.namespace != "pqk":
+            return None
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(
+            f"{name}.{func._overloadname}".removesuffix(".default"), "CPU"
+        ):
+            return None
+        self.emulated.add(func._schema.name)
+        return getattr(getattr(self._kernels, func._opname), func._overloadname)
 
 
 def _check(name: str, values: list[Any], here: bool, to_device: bool) -> None:
@@ -121,8 +144,12 @@ def _unwrap(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def stand_in() -> Iterator[_Mode]:
-    """Makes ``device="cuda"`` work in this block, as if torch were built for it; the mode knows what ran."""
+def stand_in(kernels: Any = None) -> Iterator[_Mode]:
+    """Makes ``device="cuda"`` work in this block, as if torch were built for it; the mode knows what ran.
+
+    Args:
+        kernels: ``torch.ops.pqk_emulated``: operators of this package that have a CUDA kernel there run it.
+    """
     of_torch = {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
@@ -143,7 +170,7 @@ def stand_in() -> Iterator[_Mode]:
             stack.enter_context(mock.patch(f"torch.cuda.{name}", function))
         stack.enter_context(mock.patch("torch.version.cuda", "13.0"))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-        mode = stack.enter_context(_Mode())
+        mode = stack.enter_context(_Mode(kernels))
         torch.__future__.set_swap_module_params_on_conversion(True)  # `parameter.data = ...` knows no subclasses
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swapped)
         torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device=...)` would move its values unseen
