@@ -42,6 +42,9 @@ PROMISES = (
     Promise(r"\bstraight_through_kernel<(unsigned int, 4|unsigned long, 2|unsigned short, 8)>", (LOADS_16, STORES_16)),
     Promise(r"\bbackward_by_(slice|column)<(float, 4|double, 2|pqk::cuda::BFloat16, 8)>", (LOADS_16, STORES_16)),
     Promise(r"\bsum_by_(block|warp)<", (LOADS_16,)),
+    Promise(r"\bcuda::\(anonymous namespace\)::quantize_kernel<(un)?signed char, 4,", (LOADS_16,)),
+    Promise(r"\bdequantize_kernel<(un)?signed char, 4,", (STORES_16,)),
+    Promise(r"\bmask_kernel<(unsigned int, 4|unsigned long, 2|unsigned short, 8)>", (LOADS_16, STORES_16)),
 )
 # Kernels that may use local memory, with the reason.
 MAY_SPILL: dict[str, str] = {}

@@ -17,9 +17,8 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-inline void check_mask(const Tensor& weight, const Tensor& mask, const char* op) {
-  check_cpu(weight, op, "weight");
-  check_cpu(mask, op, "mask");
+// All but the device.
+inline void check_mask_fits(const Tensor& weight, const Tensor& mask, const char* op) {
   check_dtype(mask, ScalarType::Bool, op, "mask");
   const ScalarType dtype = weight.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16,
@@ -28,21 +27,34 @@ inline void check_mask(const Tensor& weight, const Tensor& mask, const char* op)
                   shape_string(weight), ", got ", shape_string(mask));
 }
 
-// The weight with exact zeros where the mask is false; strides kept where weight and mask share a dense layout.
-inline Tensor masked_weight(const Tensor& weight, const Tensor& mask) {
-  Tensor output = torch::stable::empty_like(weight);
-  Tensor weights = weight, masks = mask;
-  if (!same_strides(weight, mask) || !same_strides(weight, output)) {
+inline void check_mask(const Tensor& weight, const Tensor& mask, const char* op) {
+  check_cpu(weight, op, "weight");
+  check_cpu(mask, op, "mask");
+  check_mask_fits(weight, mask, op);
+}
+
+// Tensors of a masking step in one layout; strides are kept where weight and mask share a dense one.
+struct Masking {
+  Masking(const Tensor& weight, const Tensor& mask)
+      : weights(weight), masks(mask), output(torch::stable::empty_like(weight)) {
+    if (same_strides(weight, mask) && same_strides(weight, output)) return;
     weights = torch::stable::contiguous(weight);
     masks = torch::stable::contiguous(mask);
     output = torch::stable::new_empty(weights, weights.sizes());
   }
-  const ScalarType dtype = weight.scalar_type();
-  const int64_t bytes = dtype == ScalarType::BFloat16 ? 2 : (dtype == ScalarType::Float ? 4 : 8);
-  mask_weight({weights.const_data_ptr(), static_cast<const uint8_t*>(masks.const_data_ptr()),
-               output.mutable_data_ptr(), weights.numel(), bytes},
-              TorchParallel());
-  return output;
+  MaskParams params() const {
+    return {weights.const_data_ptr(), static_cast<const uint8_t*>(masks.const_data_ptr()),
+            output.mutable_data_ptr(), weights.numel(), static_cast<int64_t>(weights.element_size())};
+  }
+
+  Tensor weights, masks, output;
+};
+
+// The weight with exact zeros where the mask is false.
+inline Tensor masked_weight(const Tensor& weight, const Tensor& mask) {
+  const Masking masking(weight, mask);
+  mask_weight(masking.params(), TorchParallel());
+  return masking.output;
 }
 
 enum class KernelChoice { kAuto, kDense, kSparse };
