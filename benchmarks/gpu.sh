@@ -92,6 +92,7 @@ stage device 20 bash -c device
 stage tests 80 bash -c tests
 stage fake_quantize 25 "$python" benchmarks/ops/bench_fake_quantize.py --device cuda
 stage int8 30 "$python" benchmarks/gpu/bench_int8.py
+stage engine 40 "$python" benchmarks/gpu/bench_engine.py resnet8 ds_cnn resnet20
 stage train_step 45 "$python" benchmarks/gpu/bench_step.py
 stage sanitizer 40 bash -c sanitizer
 stage recipe "$((SECONDS < 440 ? 530 - SECONDS : 90))" bash -c recipe  # what is left of nine minutes

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pqk_ext.cli.bench_peers import check_installed, compare_peers, peers_table
-from pqk_ext.cli.bench_profile import measure
+from pqk_ext.cli.bench_profile import launches, measure
 from pqk_ext.cli.bench_roofline import check_picture, draw_roofline
-from pqk_ext.cli.options import JsonPath, Network, Threads, load_network
+from pqk_ext.cli.failures import ExitCode, Failure
+from pqk_ext.cli.options import DeviceName, JsonPath, Network, Threads, load_network
 from pqk_ext.cli.output import check_json, emit, table
 from pqk_ext.timing import interleaved
 
@@ -24,6 +25,7 @@ def bench(
     file: Network,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Samples a call.")] = 1,
     threads: Threads = 1,
+    device: DeviceName = "cpu",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds; each gives one figure.")] = 50,
     against: Annotated[
         Path | None, typer.Option("--against", metavar="FILE", help="A second file, timed in turn with the first.")
@@ -50,11 +52,13 @@ def bench(
     import numpy as np
 
     check_json(json)
+    if device != "cpu" and (peers or roofline is not None):
+        raise Failure(ExitCode.USAGE, "--peers and --roofline compare on the CPU: leave out --device")
     if peers:
         check_installed()
     if roofline is not None:
         check_picture(roofline)
-    networks = [load_network(path, threads=threads) for path in (file, against) if path is not None]
+    networks = [load_network(path, threads=threads, device=device) for path in (file, against) if path is not None]
     generator = np.random.default_rng(0)
     inputs = [generator.standard_normal((batch, *n.input_shape)).astype(np.float32) for n in networks]
     calls = [_call(network, x) for network, x in zip(networks, inputs, strict=True)]
@@ -66,10 +70,14 @@ def bench(
         ratios = [b / a for a, b in zip(*seconds, strict=True)]
         values["against"] = other | {"ratio": statistics.median(ratios)}
         rows.append((*_row(against, other)[:-1], f"{statistics.median(ratios):.2f}x the first"))
-    title = f"{networks[0].isa}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}, {rounds} rounds"
+    where = networks[0].device if device != "cpu" else f"{threads} thread{'s' if threads > 1 else ''}"
+    title = f"{networks[0].isa}, batch {batch}, {where}, {rounds} rounds"
     columns = ("file", ">median us", ">least us", ">us/sample", "")
     shown = [table(title, columns, rows)]
-    if profile or roofline is not None:
+    if profile and networks[0].device != "cpu":
+        values["launches"], shown_launches = launches(networks[0], inputs[0])
+        shown.append(shown_launches)
+    elif profile or roofline is not None:
         layers = measure(networks[0], inputs[0])
         values |= {"profile": layers.values(), "layers": layers.layer_values()}
         if profile:
@@ -92,6 +100,7 @@ def _values(network: Model, file: str, batch: int, seconds: list[float]) -> dict
         "file": file,
         "batch": batch,
         "threads": network.num_threads,
+        "device": network.device,
         "isa": network.isa,
         "rounds": len(seconds),
         "median_us": 1e6 * statistics.median(seconds),

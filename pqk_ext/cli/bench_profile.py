@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pqk_ext.runtime import Model
     from pqk_ext.runtime.profile import LayerCost, LayerTime
 
-__all__ = ["Profile", "measure"]
+__all__ = ["Profile", "launches", "measure"]
 
 _SECONDS = 0.5  # spent on the layers, and as long on whole calls,
 _TURNS = 10  # in turns, so that both meet the machine's best moments
@@ -128,6 +128,16 @@ class Profile:
         if macs == 0:
             return "", "", ""
         return f"{macs / 1e6:.3f}", f"{macs / seconds / 1e9:.1f}", f"{macs / seconds / self.peak:.1%}"
+
+
+def launches(network: Model, x: Any) -> tuple[list[dict[str, Any]], Any]:
+    """What each step of a network on a GPU takes in a launch of its own: for JSON, and for people."""
+    steps = network.profile(x[:1], 100)
+    total = sum(seconds for _, _, seconds in steps)
+    rows = [(node, kernel, f"{1e6 * seconds:.2f}", f"{seconds / total:.1%}") for node, kernel, seconds in steps]
+    title = f"Steps on {network.isa}: one sample, each in a launch of its own, least times by the GPU's clock"
+    values = [{"node": node, "kernel": kernel, "us": 1e6 * seconds} for node, kernel, seconds in steps]
+    return values, table(title, ("node", "kernel", ">us", ">share"), rows)
 
 
 def measure(network: Model, x: Any) -> Profile:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pqk_ext.cli.failures import reading
+from pqk_ext.cli.failures import ExitCode, Failure, reading
 
 if TYPE_CHECKING:
     from pqk_ext.runtime import Model
@@ -33,9 +33,19 @@ DataSpec = Annotated[str, _DATA]
 OptionalDataSpec = Annotated[str | None, _DATA]
 
 
-def load_network(path: Path, *, threads: int = 1, sha256: str | None = None) -> Model:
-    """Reads a file, with an error that names it."""
+def load_network(path: Path, *, threads: int = 1, sha256: str | None = None, device: str = "cpu") -> Model:
+    """Reads a file, with an error that names it, or a device that cannot be used."""
     from pqk_ext import runtime
+    from pqk_ext.runtime import cuda
 
+    try:
+        on_cuda = cuda.index_of(device) is not None
+    except ValueError as error:
+        raise Failure(ExitCode.USAGE, f"--{error}") from error
     with reading(path):
-        return runtime.load(path, num_threads=threads, sha256=sha256)
+        try:
+            return runtime.load(path, num_threads=threads, sha256=sha256, device=device)
+        except RuntimeError as error:
+            if not on_cuda:
+                raise
+            raise Failure(ExitCode.USAGE, f"--device {device}: {error}") from error

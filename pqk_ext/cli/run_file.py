@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pqk_ext.cli.failures import ExitCode, Failure, reading
-from pqk_ext.cli.options import Force, JsonPath, Network, Threads, load_network
+from pqk_ext.cli.options import DeviceName, Force, JsonPath, Network, Threads, load_network
 from pqk_ext.cli.output import check_json, check_output, emit, replace_file
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def run_file(
         Path | None, typer.Option("-o", "--output", metavar="OUT.npy", help="File for the result, (N, ...) float32.")
     ] = None,
     threads: Threads = 1,
+    device: DeviceName = "cpu",
     force: Force = False,
     json: JsonPath = None,
 ) -> None:
@@ -35,7 +36,7 @@ def run_file(
     check_json(json)
     if output is not None:
         check_output(output, force=force)
-    network = load_network(file, threads=threads)
+    network = load_network(file, threads=threads, device=device)
     x = _read_array(array)
     try:
         y = network(x)

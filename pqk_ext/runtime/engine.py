@@ -149,6 +149,11 @@ class Model:
         return self._engine.isa
 
     @property
+    def executor(self) -> str | None:
+        """On CUDA who walks the network, ``"resident"`` or ``"steps"``; see ``kernels`` of :func:`load`."""
+        return getattr(self._engine, "executor", None)
+
+    @property
     def weight_bytes(self) -> int:
         """Memory of the weights: the payloads of layers that keep theirs coded; one byte a weight for the others, four
         for those of ``float_...`` operators. Kernels for zeros and older CPUs, and padding, take more or less.
@@ -170,10 +175,9 @@ class Model:
         return self._engine.profile(x, repeats)
 
     def __repr__(self) -> str:
-        return (
-            f"Model({self.input_shape} -> {self.output_shape}, {len(self.graph.nodes)} nodes, "
-            f"num_threads={self.num_threads}, isa={self.isa!r})"
-        )
+        where = f"num_threads={self.num_threads}" if self.device == "cpu" else f"device={self.device!r}"
+        shapes = f"{self.input_shape} -> {self.output_shape}"
+        return f"Model({shapes}, {len(self.graph.nodes)} nodes, {where}, isa={self.isa!r})"
 
 
 def _checked_choices(graph: Graph, kernels: Mapping[str, str] | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 
 import pqk_ext
 
-LIBRARY = Path(pqk_ext.__file__).parent / "_ops_cuda.so"
+PACKAGE = Path(pqk_ext.__file__).parent
 TOOL = Path(__file__).parent.parent.parent / "tools" / "check_sass.py"
 
 LISTING = """
@@ -56,12 +56,14 @@ def test_finds_broken_promises(tool: Any) -> None:
     ]
 
 
-def test_kernels_keep_their_promises(tool: Any) -> None:
+@pytest.mark.parametrize("library", ["_ops_cuda", "_engine_cuda"])
+def test_kernels_keep_their_promises(tool: Any, library: str) -> None:
     cuobjdump = tool.find_cuobjdump()
     if cuobjdump is None:
         pytest.skip("no cuobjdump on PATH, in $CUDA_HOME/bin or in triton: machine code was NOT checked")
-    if not LIBRARY.exists():
-        pytest.skip("_ops_cuda.so was NOT built: no CUDA compiler was found")
-    kernels = tool.disassemble(cuobjdump, LIBRARY)
+    built = list(PACKAGE.glob(f"{library}.*so"))
+    if not built:
+        pytest.skip(f"{library} was NOT built: no CUDA compiler was found")
+    kernels = tool.disassemble(cuobjdump, built[0])
     assert kernels
-    assert tool.broken(kernels) == []
+    assert tool.broken(kernels, tool.promises_of(built[0])) == []

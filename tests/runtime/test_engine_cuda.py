@@ -73,7 +73,7 @@ def check(graph: Graph, device: str, batch: int = 3, seed: int = 0) -> None:
     expected = reference.run(graph, x)
     for executor in cuda.EXECUTORS:
         model = Model.from_graph(graph, device=device, kernels={"*": executor})
-        assert model._engine.executor == executor
+        assert model.executor == executor
         for size in (batch, 1, batch):
             assert_equal_bits(model(x[:size]), expected[:size])
 
@@ -261,10 +261,10 @@ def test_nan_in_a_network_of_floats(device: str) -> None:
 
 
 def test_which_executor(device: str) -> None:
-    assert Model.from_graph(ds_cnn(), device=device)._engine.executor == "resident"
+    assert Model.from_graph(ds_cnn(), device=device).executor == "resident"
     b = Builder((64, 64, 64))
     b.conv2d(b.quantize(0), 64, floats=True)
-    assert Model.from_graph(b.graph(), device=device)._engine.executor == "steps"
+    assert Model.from_graph(b.graph(), device=device).executor == "steps"
     with pytest.raises(ValueError, match=r"the resident executor needs \d+ bytes of shared memory for this network"):
         Model.from_graph(b.graph(), device=device, kernels={"*": "resident"})
 
@@ -273,6 +273,8 @@ def test_what_a_model_tells(device: str) -> None:
     graph = ds_cnn()
     model, on_cpu = Model.from_graph(graph, device=device), Model.from_graph(graph)
     assert (model.device, on_cpu.device) == ("cuda:0", "cpu")
+    assert (model.executor, on_cpu.executor) == ("resident", None)
+    assert "device='cuda:0'" in repr(model)
     assert model.weight_bytes == on_cpu.weight_bytes
     assert model.activation_bytes == on_cpu.activation_bytes
     assert [name for name, _ in model.kernels] == [name for name, _ in on_cpu.kernels]

@@ -13,7 +13,7 @@ namespace {
 
 static_assert(std::is_trivially_copyable_v<Step>);
 
-PQK_DEVICE void run(const Step& step, const Frame& frame, const Team& team) {
+PQK_DEVICE void run_any(const Step& step, const Frame& frame, const ResidentTeam& team) {
   switch (step.kind) {
 #define PQK_RUN(Name)     \
   case StepKind::k##Name: \
@@ -70,7 +70,7 @@ PQK_DEVICE void fetch_step(const DeviceProgram& program, int index, uint32_t* pl
 __global__ void __launch_bounds__(kResidentThreads) resident_kernel(DeviceProgram program, Frame frame) {
   uint8_t* const arena = cuda::dynamic_shared<uint8_t>();
   auto* const places = reinterpret_cast<uint32_t*>(arena + program.arena_bytes);
-  const Team team{static_cast<int>(threadIdx.x), kResidentThreads};
+  const ResidentTeam team{{static_cast<int>(threadIdx.x), kResidentThreads}};
   fetch_step(program, 0, places, team.thread);
   fill(program, arena, team);
   __syncthreads();
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kResidentThreads) resident_kernel(DeviceProgra
     for (int i = 0; i < program.num_steps; ++i) {
       const Step& step = *reinterpret_cast<const Step*>(places + fetched % 2 * kStepWords);
       fetch_step(program, ++fetched, places, team.thread);
-      run(step, one, team);
+      run_any(step, one, team);
       __syncthreads();
     }
   }

@@ -11,42 +11,49 @@ PQK_DEVICE float value_of(const Epilogue& e, int sum, float multiplier, float bi
   return rescale_residual(sum, multiplier, residual, e.residual_zero_point, e.residual_multiplier, bias);
 }
 
-// Sums of four channels from `channel` on, of which the first `count` exist, to values. `first` is a multiple
-// of 4 by which constants are found.
-PQK_DEVICE void finish(const Epilogue& e, const Frame& frame, const Position& at, int first, int count,
+// What turns the sums of four channels into values.
+struct Scales {
+  int start[4];
+  float multiplier[4], bias[4];
+};
+
+PQK_DEVICE Scales scales_of(const Epilogue& e, const Frame& frame, int first) {
+  const int4 s = __ldg(reinterpret_cast<const int4*>(e.start.at(frame) + first));
+  const float4 m = __ldg(reinterpret_cast<const float4*>(e.multiplier.at(frame) + first));
+  const float4 b = __ldg(reinterpret_cast<const float4*>(e.bias.at(frame) + first));
+  return {{s.x, s.y, s.z, s.w}, {m.x, m.y, m.z, m.w}, {b.x, b.y, b.z, b.w}};
+}
+
+PQK_DEVICE uint8_t code_of(const Epilogue& e, const Scales& scales, const int (&sums)[4], int k, int residual) {
+  const float value = value_of(e, sums[k] + scales.start[k], scales.multiplier[k], scales.bias[k], residual);
+  return to_code(value, e.quant_min, e.quant_max);
+}
+
+// Sums of four channels from at.c on to codes that are stored at once.
+PQK_DEVICE void finish_quad(const Epilogue& e, const Frame& frame, const Position& at, const Scales& scales,
+                            const int (&sums)[4]) {
+  uint32_t residual = 0;
+  if (e.has_residual) {
+    residual = *reinterpret_cast<const uint32_t*>(pixel_of(frame, e.residual, at) + at.c);
+  }
+  *reinterpret_cast<uint32_t*>(pixel_of(frame, e.output, at) + at.c) =
+      quad_of([&](int k) { return code_of(e, scales, sums, k, byte_of(residual, k)); });
+}
+
+// The same for any layer. Of the four channels the first `count` exist.
+PQK_DEVICE void finish(const Epilogue& e, const Frame& frame, Position at, int count, const Scales& scales,
                        const int (&sums)[4]) {
-  const int4 start = __ldg(reinterpret_cast<const int4*>(e.start.at(frame) + first));
-  const float4 multiplier = __ldg(reinterpret_cast<const float4*>(e.multiplier.at(frame) + first));
-  const float4 bias = __ldg(reinterpret_cast<const float4*>(e.bias.at(frame) + first));
-  const int starts[4] = {start.x, start.y, start.z, start.w};
-  const float multipliers[4] = {multiplier.x, multiplier.y, multiplier.z, multiplier.w};
-  const float biases[4] = {bias.x, bias.y, bias.z, bias.w};
-  if (e.float_output) {
-    Position channel = at;
+  if (e.words) return finish_quad(e, frame, at, scales, sums);
 #pragma unroll
-    for (int k = 0; k < 4; ++k, ++channel.c) {
-      if (k < count) {
-        store_float(frame, e.floats, channel, rescale(sums[k] + starts[k], multipliers[k], biases[k]));
-      }
+  for (int k = 0; k < 4; ++k, ++at.c) {
+    if (k >= count) return;
+    if (e.float_output) {
+      const float value = rescale(sums[k] + scales.start[k], scales.multiplier[k], scales.bias[k]);
+      store_float(frame, e.floats, at, value);
+    } else {
+      const int residual = e.has_residual ? pixel_of(frame, e.residual, at)[at.c] : 0;
+      pixel_of(frame, e.output, at)[at.c] = code_of(e, scales, sums, k, residual);
     }
-    return;
-  }
-  uint8_t* out = pixel_of(frame, e.output, at) + at.c;
-  const uint8_t* other = e.has_residual ? pixel_of(frame, e.residual, at) + at.c : nullptr;
-  if (e.words) {
-    const uint32_t residual = e.has_residual ? *reinterpret_cast<const uint32_t*>(other) : 0;
-    *reinterpret_cast<uint32_t*>(out) = quad_of([&](int k) {
-      const float value = value_of(e, sums[k] + starts[k], multipliers[k], biases[k], byte_of(residual, k));
-      return to_code(value, e.quant_min, e.quant_max);
-    });
-    return;
-  }
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    if (k >= count) continue;
-    const int residual = e.has_residual ? other[k] : 0;
-    const float value = value_of(e, sums[k] + starts[k], multipliers[k], biases[k], residual);
-    out[k] = to_code(value, e.quant_min, e.quant_max);
   }
 }
 
@@ -80,7 +87,8 @@ PQK_DEVICE Position conv_position(const Conv& s, int row) {
   return at;
 }
 
-// A warp's tile of kRows times 16 output pixels and kPairs times 16 channels.
+// A warp's tile of kRows times 16 output pixels and kPairs times 16 channels. Large ones are for layers that
+// store whole words.
 template <int kRows, int kPairs, Conv::Load kLoad>
 PQK_DEVICE void conv_tile(const Conv& s, const Frame& frame, int lane, int group, int first_row,
                           int first_pair) {
@@ -119,20 +127,25 @@ PQK_DEVICE void conv_tile(const Conv& s, const Frame& frame, int lane, int group
     }
   }
 #pragma unroll
-  for (int i = 0; i < 2 * kRows; ++i) {
-    const int row = first_row + 8 * i + quad;
-    if (row >= rows) continue;
-    Position at = conv_position(s, row);
+  for (int pair = 0; pair < kPairs; ++pair) {
+    // Columns are ordered so that a lane has four neighbouring channels of two tiles.
+    const int channel = 16 * (first_pair + pair) + 4 * quad_lane;
+    if (channel >= s.group_out) continue;
+    const Scales scales = scales_of(s.epilogue, frame, group * 16 * s.channel_tiles + channel);
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) {
-      // Columns are ordered so that a lane has four neighbouring channels of two tiles.
-      const int channel = 16 * (first_pair + pair) + 4 * quad_lane;
-      if (channel >= s.group_out) continue;
+    for (int i = 0; i < 2 * kRows; ++i) {
+      const int row = first_row + 8 * i + quad;
+      if (row >= rows) continue;
+      Position at = conv_position(s, row);
+      at.c = group * s.group_out + channel;
       const int (&left)[4] = sums[i / 2][pair][0], (&right)[4] = sums[i / 2][pair][1];
       const int upper = i % 2 == 0 ? 0 : 2;
-      at.c = group * s.group_out + channel;
-      finish(s.epilogue, frame, at, group * 16 * s.channel_tiles + channel, s.group_out - channel,
-             {left[upper], left[upper + 1], right[upper], right[upper + 1]});
+      const int four[4] = {left[upper], left[upper + 1], right[upper], right[upper + 1]};
+      if constexpr (kRows > 1) {
+        finish_quad(s.epilogue, frame, at, scales, four);
+      } else {
+        finish(s.epilogue, frame, at, s.group_out - channel, scales, four);
+      }
     }
   }
 }
@@ -142,6 +155,7 @@ PQK_DEVICE void conv_tiles(const Conv& s, const Frame& frame, const Team& team) 
   const int rows = frame.images * static_cast<int>(s.by_pixels.divisor);
   const int tiles = cuda::ceil_div(rows, 16 * kRows) * s.groups * (s.channel_tiles / kPairs);
   for (int tile = team.thread / cuda::kWarp; tile < tiles; tile += team.threads / cuda::kWarp) {
+    __syncwarp();  // the end of the tile before parts the lanes
     int rest, row_tile;
     const int channels = s.by_channels.split(tile, rest), group = s.by_groups.split(rest, row_tile);
     conv_tile<kRows, kPairs, kLoad>(s, frame, team.thread % cuda::kWarp, group, 16 * kRows * row_tile,
@@ -149,11 +163,14 @@ PQK_DEVICE void conv_tiles(const Conv& s, const Frame& frame, const Team& team) 
   }
 }
 
-PQK_DEVICE void run(const Conv& s, const Frame& frame, const Team& team) {
+template <class AnyTeam>
+PQK_DEVICE void run(const Conv& s, const Frame& frame, const AnyTeam& team) {
   using Load = Conv::Load;
   if (s.load == Load::kBytes) return conv_tiles<1, 1, Load::kBytes>(s, frame, team);
   if (s.load == Load::kWords) return conv_tiles<1, 1, Load::kWords>(s, frame, team);
-  if (s.pair_tiles == 4) return conv_tiles<2, 4, Load::kVectors>(s, frame, team);
+  if constexpr (AnyTeam::kMostPairs >= 4) {
+    if (s.pair_tiles == 4) return conv_tiles<2, 4, Load::kVectors>(s, frame, team);
+  }
   if (s.pair_tiles == 2) return conv_tiles<2, 2, Load::kVectors>(s, frame, team);
   return conv_tiles<1, 1, Load::kVectors>(s, frame, team);
 }
@@ -176,7 +193,7 @@ PQK_DEVICE void run(const Depthwise& s, const Frame& frame, const Team& team) {
     }
     Position at = quad;
     at.c = 4 * quad.c;
-    finish(s.epilogue, frame, at, at.c, s.extent.channels - at.c, sums);
+    finish(s.epilogue, frame, at, s.extent.channels - at.c, scales_of(s.epilogue, frame, at.c), sums);
   });
 }
 

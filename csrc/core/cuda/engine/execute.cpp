@@ -160,7 +160,7 @@ Engine::Engine(const Graph& graph, int device, Executor executor)
       4 * (program_.input_numel + program_.output_numel) + (resident_ ? 0 : program_.arena_bytes);
   most_images_ = static_cast<int>(std::clamp<int64_t>(
       std::min(kWorkspaceBytes / image_bytes, INT32_MAX / program_.most_items), 1, kMostImages));
-  for (Step& step : program_.steps) choose_tiles(step, 1, kResidentWarps);
+  for (Step& step : program_.steps) choose_tiles(step, 1, kResidentWarps, ResidentTeam::kMostPairs);
   const CurrentDevice current(device_.index);
   const Stream stream;
   constants_ = upload(program_.constants, stream);
@@ -185,7 +185,8 @@ DeviceProgram Engine::device_program() const {
 
 std::vector<Step> Engine::steps_for(int images) const {
   std::vector<Step> steps = program_.steps;
-  for (Step& step : steps) choose_tiles(step, images, kWarpsPerMultiprocessor * device_.multiprocessors);
+  for (Step& step : steps)
+    choose_tiles(step, images, kWarpsPerMultiprocessor * device_.multiprocessors, Team::kMostPairs);
   return steps;
 }
 

@@ -108,23 +108,9 @@ PQK_DEVICE void report_nan(const Frame& frame, const Extent& e, const Position& 
   atomicMax(frame.nan + at.image, ~static_cast<uint32_t>(index));
 }
 
-// Positions of the image under a window, [begin, end) in steps of the dilation.
-struct Span {
-  int begin, end, step;
-  PQK_DEVICE int count() const { return (end - begin + step - 1) / step; }
-};
-
-PQK_DEVICE Span span_of(const Windows& w, int index) {
-  const int64_t size = w.size, i = index;
-  if (w.kernel == 0) {
-    return {static_cast<int>(i * size / w.count), static_cast<int>(((i + 1) * size + w.count - 1) / w.count),
-            1};
-  }
-  const int64_t start = i * w.stride - w.padding, dilation = w.dilation;
-  const int64_t skipped = start >= 0 ? 0 : (-start + dilation - 1) / dilation;
-  const int64_t end = start + (w.kernel - 1) * dilation + 1;
-  return {static_cast<int>(start + skipped * dilation), static_cast<int>(min(end, size)),
-          static_cast<int>(min(dilation, size))};
+PQK_DEVICE Span span_of(const Frame& frame, const Constant<Span>& spans, int index) {
+  const int4 v = __ldg(reinterpret_cast<const int4*>(spans.at(frame)) + index);
+  return {v.x, v.y, v.z, v.w};
 }
 
 }  // namespace pqk::engine::device

@@ -30,18 +30,20 @@ PQK_DEVICE void for_quads(const Codes& input, const Frame& frame, const Position
 PQK_DEVICE void run(const MaxPool& s, const Frame& frame, const Team& team) {
   for_each(s.extent, frame, team, [&](const Position& at) {
     int largest[4] = {};
-    for_quads(s.input, frame, at, span_of(s.rows, at.y), span_of(s.columns, at.x), [&](uint32_t quad) {
+    for_quads(s.input, frame, at, span_of(frame, s.rows, at.y), span_of(frame, s.columns, at.x),
+              [&](uint32_t quad) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) largest[k] = byte_of(quad, k) > largest[k] ? byte_of(quad, k) : largest[k];
-    });
+                for (int k = 0; k < 4; ++k)
+                  largest[k] = byte_of(quad, k) > largest[k] ? byte_of(quad, k) : largest[k];
+              });
     store_quad(frame, s.output, at, quad_of([&](int k) { return largest[k]; }));
   });
 }
 
 PQK_DEVICE void run(const AvgPool& s, const Frame& frame, const Team& team) {
   for_each(s.extent, frame, team, [&](const Position& at) {
-    const Span rows = span_of(s.rows, at.y), columns = span_of(s.columns, at.x);
-    const int positions = rows.count() * columns.count();
+    const Span rows = span_of(frame, s.rows, at.y), columns = span_of(frame, s.columns, at.x);
+    const int positions = rows.count * columns.count;
     int sums[4] = {};
     for_quads(s.input, frame, at, rows, columns, [&](uint32_t quad) {
 #pragma unroll
@@ -57,16 +59,16 @@ PQK_DEVICE void run(const AvgPool& s, const Frame& frame, const Team& team) {
 
 PQK_DEVICE void run(const FloatPool& s, const Frame& frame, const Team& team) {
   for_each(s.extent, frame, team, [&](const Position& at) {
-    const Span rows = span_of(s.rows, at.y), columns = span_of(s.columns, at.x);
+    const Span rows = span_of(frame, s.rows, at.y), columns = span_of(frame, s.columns, at.x);
+    const float area = s.divisor != 0.0f ? s.divisor : static_cast<float>(rows.count * columns.count);
+    const float factor = s.largest ? 1.0f : 1.0f / area;
     const float* image = read_floats(frame, s.input, at.image) + float_index(s.input, 0, 0, at.c);
     float value = s.largest ? -INFINITY : 0.0f;
     for_window(rows, columns, s.input.row_stride, s.input.pixel_stride, [&](int64_t offset) {
       const float x = image[offset];
       value = s.largest ? (value > x ? value : x) : value + x;
     });
-    const float positions = static_cast<float>(rows.count() * columns.count());
-    if (!s.largest) value *= 1.0f / (s.divisor != 0.0f ? s.divisor : positions);
-    store_float(frame, s.output, at, value);
+    store_float(frame, s.output, at, value * factor);
   });
 }
 

@@ -116,18 +116,30 @@ void ProgramBuilder::add_map() {
 
 namespace {
 
-Windows windows(const Attributes& a, int axis, int64_t size, int64_t count, bool dilated) {
-  // A stride that is never taken may be of any size.
-  return {static_cast<int>(a.kernel[axis]),
-          static_cast<int>(count == 1 ? 1 : a.stride[axis]),
-          static_cast<int>(a.padding[axis]),
-          static_cast<int>(dilated ? a.dilation[axis] : 1),
-          static_cast<int>(size),
-          static_cast<int>(count)};
+// The check of the graph says that every window meets the image.
+std::vector<Span> window_spans(const Attributes& a, int axis, int64_t size, int64_t count, bool dilated) {
+  const int64_t step = dilated ? a.dilation[axis] : 1;
+  std::vector<Span> spans;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t start = i * a.stride[axis] - a.padding[axis];
+    const int64_t begin = start >= 0 ? start : start + (-start + step - 1) / step * step;
+    const int64_t end = std::min(start + (a.kernel[axis] - 1) * step + 1, size);
+    // A step beyond the image is never taken, and may be of any size in the file.
+    spans.push_back({static_cast<int>(begin), static_cast<int>(end), static_cast<int>(std::min(step, size)),
+                     static_cast<int>((end - begin + step - 1) / step)});
+  }
+  return spans;
 }
 
-Windows adaptive_windows(int64_t size, int64_t count) {
-  return {0, 1, 0, 1, static_cast<int>(size), static_cast<int>(count)};
+// torch's.
+std::vector<Span> adaptive_spans(int64_t size, int64_t count) {
+  std::vector<Span> spans;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto begin = static_cast<int>(i * size / count);
+    const auto end = static_cast<int>(((i + 1) * size + count - 1) / count);
+    spans.push_back({begin, end, 1, end - begin});
+  }
+  return spans;
 }
 
 }  // namespace
@@ -137,10 +149,12 @@ void ProgramBuilder::add_pool() {
   const Op op = node().op;
   const bool adaptive = op == Op::kAdaptiveAvgPool2d || op == Op::kFloatAdaptiveAvgPool2d;
   const bool largest = op == Op::kMaxPool2d || op == Op::kFloatMaxPool2d;
-  const Windows rows = adaptive ? adaptive_windows(in().height, out().height)
-                                : windows(a, 0, in().height, out().height, largest);
-  const Windows columns =
-      adaptive ? adaptive_windows(in().width, out().width) : windows(a, 1, in().width, out().width, largest);
+  const auto spans = [&](int axis, int64_t size, int64_t count) {
+    const std::vector<Span> found =
+        adaptive ? adaptive_spans(size, count) : window_spans(a, axis, size, count, largest);
+    return constant(found.data(), count);
+  };
+  const Constant<Span> rows = spans(0, in().height, out().height), columns = spans(1, in().width, out().width);
   const bool counts_padding = !adaptive && !largest && a.count_include_pad != 0;
   const int64_t divisor = counts_padding ? a.kernel[0] * a.kernel[1] : 0;
   if (is_float_op(op)) {

@@ -31,7 +31,8 @@ struct Program {
 // kernels can index.
 Program make_program(const Graph& graph);
 
-// The tile of a convolution's warps for so many images, so that `warps` warps have work if they can.
-void choose_tiles(Step& step, int images, int64_t warps);
+// The tile of a convolution's warps for so many images: so large that `warps` warps have work if they can, and
+// not of more pairs of channel tiles than there are registers for.
+void choose_tiles(Step& step, int images, int64_t warps, int most_pairs);
 
 }  // namespace pqk::engine::device

@@ -175,14 +175,15 @@ void ProgramBuilder::add_depthwise(const Conv2dShape& s) {
   add(step, "depthwise");
 }
 
-void choose_tiles(Step& step, int images, int64_t warps) {
+void choose_tiles(Step& step, int images, int64_t warps, int most_pairs) {
   if (step.kind != StepKind::kConv) return;
   Conv& conv = step.as_Conv;
   const int64_t rows = int64_t{images} * conv.by_pixels.divisor;
   conv.row_tiles = conv.pair_tiles = 1;
+  const bool can_be_large = conv.load == Conv::Load::kVectors && conv.epilogue.words;
   for (const int pairs : {4, 2}) {
     const int64_t tiles = ceil_div(rows, 2 * kTile) * conv.groups * (conv.channel_tiles / pairs);
-    if (conv.load != Conv::Load::kVectors || conv.channel_tiles % pairs != 0 || tiles < warps) continue;
+    if (!can_be_large || pairs > most_pairs || conv.channel_tiles % pairs != 0 || tiles < warps) continue;
     conv.row_tiles = 2;
     conv.pair_tiles = pairs;
     break;

@@ -30,6 +30,12 @@ inline constexpr uint32_t kNoNaN = 0;
 // The threads that share a step: all of them come to `run`, and whole warps. The last ones may find no work.
 struct Team {
   int thread, threads;
+  // Registers suffice for convolutions of that many pairs of channel tiles a warp.
+  static constexpr int kMostPairs = 4;
+};
+// Of a block large enough that its threads have fewer registers.
+struct ResidentTeam : Team {
+  static constexpr int kMostPairs = 2;
 };
 
 // Constants of a step, at a multiple of 256 bytes.
@@ -120,21 +126,21 @@ struct Lookup {
   Constant<uint8_t> table;
 };
 
-// The windows of a pool along one axis. kernel 0: torch's adaptive ones.
-struct Windows {
-  int kernel, stride, padding, dilation, size, count;
+// The positions of the image under a pool's window along one axis: `count` from `begin` to before `end`.
+struct alignas(16) Span {
+  int begin, end, step, count;
 };
 
 struct MaxPool {
   Codes input, output;
-  Extent extent;  // quads
-  Windows rows, columns;
+  Extent extent;                 // quads
+  Constant<Span> rows, columns;  // by row and column of the output
 };
 
 struct AvgPool {
   Codes input, output;
   Extent extent;  // quads
-  Windows rows, columns;
+  Constant<Span> rows, columns;
   int divisor;  // 0: the positions of the window
   int zero_point;
   float multiplier, bias, quant_min, quant_max;
@@ -241,7 +247,7 @@ struct FloatMapStep {
 struct FloatPool {
   Floats input, output;
   Extent extent;
-  Windows rows, columns;
+  Constant<Span> rows, columns;
   int largest;    // else the mean
   float divisor;  // 0: the positions of the window
 };
