@@ -64,7 +64,7 @@ sanitizer() {
   fi
   export PQK_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1
   local file status found=0
-  for file in tests/ops/test_*_cuda.py; do
+  for file in tests/ops/test_*_cuda.py tests/runtime/test_engine_cuda.py::test_convolutions; do
     timeout 20 "$tool" --tool memcheck --error-exitcode 9 \
       "$python" -P -m pytest -m cuda -q -x -p no:cacheprovider "$file"
     status=$?

@@ -8,11 +8,12 @@ from pqk_ext import _core
 
 
 def build_info() -> dict[str, object]:
-    """Facts for a bug report: version, compiler, which op libraries were built, instruction sets.
+    """Facts for a bug report: version, compiler, which libraries were built, instruction sets.
 
     Returns:
-        A dictionary with keys ``version``, ``compiler``, ``torch_ops``, ``cuda_ops``, ``torch_built_against``,
-        ``torch_running`` (None without torch), ``isa`` (the instruction set in use) and ``isas_supported``.
+        A dictionary with keys ``version``, ``compiler``, ``torch_ops``, ``cuda_ops``, ``cuda_engine``,
+        ``torch_built_against``, ``torch_running`` (None without torch), ``isa`` (the instruction set in use) and
+        ``isas_supported``.
     """
     info: dict[str, object] = dict(_core.build_config())
     info["torch_running"] = None

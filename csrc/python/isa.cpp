@@ -27,6 +27,7 @@ void register_isa(pybind11::module_& module) {
         config["compiler"] = PQK_COMPILER;
         config["torch_ops"] = PQK_WITH_TORCH != 0;
         config["cuda_ops"] = PQK_WITH_CUDA != 0;
+        config["cuda_engine"] = PQK_WITH_NVCC != 0;
         config["torch_built_against"] = PQK_TORCH_VERSION;
         return config;
       },

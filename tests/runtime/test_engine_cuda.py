@@ -305,6 +305,18 @@ def test_options_that_are_none(device: str, tmp_path: Path) -> None:
         Model.from_graph(graph, device=device, max_activation_bytes=10)
 
 
+def test_out_of_memory(device: str) -> None:
+    if not Model.from_graph(small(), device=device).isa.startswith("emulated"):
+        pytest.skip("a GPU's memory is NOT filled here")
+    b = Builder((1, 1024, 1024))
+    b.conv2d(b.quantize(0), 17, (1, 1), padding=(0, 0, 0, 0), floats=True)
+    model = Model.from_graph(b.graph(), device=device)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"out of GPU memory: \d+ bytes wanted, \d+ of 67108864 free"):
+            model(samples(b.graph(), 1))
+    check(small(), device)
+
+
 def test_a_build_without_the_engine_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_module_name", "pqk_ext._no_such_module")
     with pytest.raises(RuntimeError, match="this installation of pqk_ext has no CUDA engine; it is built where nvcc"):

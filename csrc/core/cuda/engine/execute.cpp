@@ -20,7 +20,7 @@ template <class T>
 Memory upload(const std::vector<T>& values, const Stream& stream) {
   const auto bytes = static_cast<int64_t>(values.size() * sizeof(T));
   Memory memory(Memory::Place::kDevice, bytes);
-  stream.to_device(memory.as<T>(), values.data(), bytes);
+  if (bytes > 0) stream.to_device(memory.as<T>(), values.data(), bytes);
   return memory;
 }
 
@@ -118,19 +118,18 @@ class Engine::Workspace {
       recordings_.clear();
       return recording(images);
     }
-    std::unique_ptr<Recording> made =
-        std::make_unique<Recording>(stream_, [this, images, steps = engine_.steps_for(images)] {
-          const Frame frame = frame_of(device_.as<float>(), images);
-          stream_.to_device(frame.nan, host_frame(images).nan, staged_bytes(images));
-          if (engine_.resident_) {
-            check_launch(run_resident(engine_.device_program(), frame, engine_.device_.multiprocessors,
-                                      stream_.handle()));
-          } else {
-            for (const Step& step : steps) run_step_of(step, frame);
-          }
-          stream_.to_host(host_.as<float>(), frame.output, result_bytes(images));
-        });
-    return *(recordings_[images] = std::move(made));
+    found = std::make_unique<Recording>(stream_, [this, images, steps = engine_.steps_for(images)] {
+      const Frame frame = frame_of(device_.as<float>(), images);
+      stream_.to_device(frame.nan, host_frame(images).nan, staged_bytes(images));
+      if (engine_.resident_) {
+        check_launch(
+            run_resident(engine_.device_program(), frame, engine_.device_.multiprocessors, stream_.handle()));
+      } else {
+        for (const Step& step : steps) run_step_of(step, frame);
+      }
+      stream_.to_host(host_.as<float>(), frame.output, result_bytes(images));
+    });
+    return *found;
   }
 
   void run_step_of(const Step& step, const Frame& frame) const {

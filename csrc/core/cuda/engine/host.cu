@@ -154,6 +154,9 @@ struct Recording::State {
 
 Recording::Recording(const Stream& stream, const std::function<void()>& work)
     : state_(new State{stream_of(stream.handle())}) {
+  // Kernels are loaded at their first launch, which a recording might not permit.
+  work();
+  stream.wait();
   check(cudaStreamBeginCapture(state_->stream, cudaStreamCaptureModeThreadLocal));
   cudaGraph_t graph = nullptr;
   try {

@@ -95,7 +95,7 @@ class Stream {
   void* handle_ = nullptr;
 };
 
-// Work on a stream, recorded once and launched as a whole.
+// Work on a stream, recorded and launched as a whole. Making it may do the work once.
 class Recording {
  public:
   Recording(const Stream& stream, const std::function<void()>& work);

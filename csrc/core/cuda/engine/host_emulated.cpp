@@ -1,5 +1,6 @@
-// The host's side of the emulation: one device, whose memory is the CPU's, and whose streams do their work at
-// once.
+// The host's side of the emulation: one device, whose memory is a little of the CPU's, and whose streams do
+// their work at once.
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -8,6 +9,14 @@
 #include "core/cuda/engine/host.h"
 
 namespace pqk::engine::device {
+namespace {
+
+// Allocations begin with their size.
+constexpr size_t kAlignment = 256;
+constexpr int64_t kMemoryBytes = 64 << 20;
+std::atomic<int64_t> free_bytes{kMemoryBytes};
+
+}  // namespace
 
 DeviceInfo open_device(int index) {
   if (index != 0) {
@@ -23,15 +32,26 @@ CurrentDevice::~CurrentDevice() {}
 
 // Aligned as the driver's, and filled with what no kernel should rely on.
 Memory::Memory(Place place, int64_t bytes) : place_(place) {
-  constexpr size_t kAlignment = 256;
-  const size_t size = (static_cast<size_t>(bytes) / kAlignment + 1) * kAlignment;
-  data_ = std::aligned_alloc(kAlignment, size);
-  if (data_ == nullptr) throw DeviceError("out of GPU memory");
-  std::memset(data_, 0xa5, size);
+  const int64_t left = free_bytes.fetch_sub(bytes) - bytes;
+  const size_t size = (static_cast<size_t>(bytes) / kAlignment + 2) * kAlignment;
+  void* const block = left < 0 ? nullptr : std::aligned_alloc(kAlignment, size);
+  if (block == nullptr) {
+    free_bytes += bytes;
+    throw DeviceError("out of GPU memory: " + std::to_string(bytes) + " bytes wanted, " +
+                      std::to_string(left + bytes) + " of " + std::to_string(kMemoryBytes) + " free");
+  }
+  std::memset(block, 0xa5, size);
+  std::memcpy(block, &bytes, sizeof bytes);
+  data_ = static_cast<uint8_t*>(block) + kAlignment;
 }
 
 void Memory::release() noexcept {
-  std::free(data_);
+  if (data_ == nullptr) return;
+  void* const block = static_cast<uint8_t*>(data_) - kAlignment;
+  int64_t bytes;
+  std::memcpy(&bytes, block, sizeof bytes);
+  free_bytes += bytes;
+  std::free(block);
   data_ = nullptr;
 }
 
