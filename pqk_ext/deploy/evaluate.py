@@ -37,7 +37,7 @@ class TorchGraph:
     Args:
         graph: the graph.
         device: where it runs.
-        native: compute conv2d and linear with the int8 ops of this package instead of float convolutions (CPU only).
+        native: compute conv2d and linear with the int8 ops of this package instead of float convolutions.
     """
 
     def __init__(self, graph: Graph, device: torch.device | str = "cpu", native: bool = False) -> None:

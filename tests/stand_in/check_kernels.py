@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import pqk_ext
+from pqk_ext.deploy.evaluate import TorchGraph
 from pqk_ext.training.checkpoint import read_checkpoint
 from tests.ops.cuda_ops import emulated_namespace
 from tests.stand_in.device import stand_in
@@ -30,6 +31,21 @@ def train(folder: Path, device: str, **settings: Any) -> dict[str, Tensor]:
     )
     state: dict[str, Tensor] = read_checkpoint(result.checkpoint)["model"]
     return state
+
+
+def test_integer_ops_of_the_device_give_the_evaluation(tmp_path: Path) -> None:
+    kernels = emulated_namespace()
+    torch.manual_seed(0)
+    x = data(3, 2)[0]
+    layers = (nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2), nn.ReLU(), nn.Flatten())
+    config = pqk_ext.PQKConfig(sparsity=0.5, total_steps=4, warmup_fraction=0.0)
+    model = pqk_ext.prepare(nn.Sequential(*layers, nn.Linear(32, 3)), config, example_inputs=x).eval()
+    pqk_ext.export(model, tmp_path / "network.pqk")
+    graph = pqk_ext.runtime.load(tmp_path / "network.pqk").graph
+    with stand_in(kernels) as mode:
+        native = TorchGraph(graph, "cuda", native=True)(x.to("cuda")).cpu()
+    assert {"pqk::int8_conv2d", "pqk::int8_linear"} <= mode.emulated
+    assert torch.equal(native, model(x))
 
 
 def test_training_through_the_kernels(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ class _Mode(TorchDispatchMode):
         _check(func._schema.name, values, here, to_device)
         if func.namespace == "pqk":
             self.own_operators.add(func._schema.name)
-            if torch._C._dispatch_has_kernel_for_dispatch_key(func._schema.name, _CUDA_KEY):
+            in_python = torch._C._dispatch_has_kernel_for_dispatch_key(func._schema.name, _CUDA_KEY)
+            if in_python and self._emulated(func) is None:
                 with self:
                     return func._op_dk(_CUDA_KEY, *args, **kwargs)
         if device is not None and device.type == "cuda":
