@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from .conftest import Result
 
@@ -91,3 +92,19 @@ def test_demo_writes_its_report(pqk: Pqk, tmp_path: Path) -> None:
     assert 0.6 < values["arms"]["pqk"]["zeros"] < values["arms"]["pqk"]["sparsity"]
     assert values["parity"] == {"samples": 3 * 980, "different": 0}
     assert values["seconds"] > 0
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--data", "keyword_spotting", "--model", "ds_cnn", "--epochs", 1, "--run-dir"),
+        ("train", "--recipe", "pqk", "--run-dir"),
+        ("demo", "--output"),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused_before_any_work(pqk: Pqk, tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = pqk(*words, tmp_path / "new", "--device", "cuda")
+    assert done.code == 2
+    assert "--device: cuda cannot be used: torch" in done.err
+    assert not (tmp_path / "new").exists()
