@@ -45,6 +45,14 @@ PROMISES = (
     Promise(r"\bcuda::\(anonymous namespace\)::quantize_kernel<(un)?signed char, 4,", (LOADS_16,)),
     Promise(r"\bdequantize_kernel<(un)?signed char, 4,", (STORES_16,)),
     Promise(r"\bmask_kernel<(unsigned int, 4|unsigned long, 2|unsigned short, 8)>", (LOADS_16, STORES_16)),
+    # Coded weights, whatever the codec; batch norm and what follows it; soft histograms.
+    Promise(r"\bdecode_kernel<", (LOADS_16, STORES_16)),
+    Promise(r"\bcoded_linear_kernel<", (LOADS_16, DOT_PRODUCTS)),
+    Promise(r"\bcodebook_linear_kernel<", (LOADS_16,)),
+    Promise(r"\bstatistics_kernel<4>", (LOADS_16,)),
+    Promise(r"\b(forward_kernel<4>|sums_kernel<4>|gradient_kernel<4,)", (LOADS_16, STORES_16)),
+    Promise(r"\bhistogram_kernel\(", (LOADS_16,)),
+    Promise(r"\bbackward_kernel<(32|256)>", (LOADS_16, STORES_16)),
 )
 # Of the engine, _engine_cuda: tensor cores fed by 16-byte loads, from shared memory where activations stay there.
 ENGINE_PROMISES = (

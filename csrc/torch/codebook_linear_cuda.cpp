@@ -2,6 +2,7 @@
 
 #include "torch/coded_linear.h"
 #include "torch/coded_payload_cuda.h"
+#include "torch/int8_cuda.h"
 
 namespace pqk::torch_ops {
 namespace {
@@ -13,6 +14,7 @@ Tensor codebook_linear_cuda(const Tensor& input, const Tensor& payload, const Te
                             const std::string& codec, int64_t out_features, int64_t zero,
                             std::optional<Tensor> bias) {
   const WeightShape shape = check_codebook_linear(input, payload, codebook, out_features, zero, bias, kOp);
+  check_on_device(input, kOp);
   check_same_device(payload, input, kOp, "payload");
   check_same_device(codebook, input, kOp, "codebook");
   if (bias.has_value()) check_same_device(*bias, input, kOp, "bias");
@@ -32,7 +34,9 @@ Tensor codebook_linear_cuda(const Tensor& input, const Tensor& payload, const Te
                                     out.rows,
                                     static_cast<int>(entries.numel()),
                                     static_cast<int>(zero)};
-  check_launch(cuda::codebook_linear(weight.value, weight.plan(), job), kOp);
+  const Tensor scratch = torch::stable::new_empty(
+      input, {cuda::codebook_linear_scratch(weight.value, out.rows)}, ScalarType::Byte);
+  check_launch(cuda::codebook_linear(weight.value, weight.plan(), scratch.mutable_data_ptr(), job), kOp);
   return output;
 }
 

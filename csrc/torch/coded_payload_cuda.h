@@ -7,6 +7,18 @@
 
 namespace pqk::torch_ops {
 
+// Waits for the device, to say what is wrong with a payload: `scratch` begins with its status. Nobody looks
+// while a CUDA graph is captured.
+inline void check_payload_status(const Tensor& scratch, void* stream, int64_t count, const char* op) {
+  if (cuda::is_capturing(stream)) return;
+  Tensor bytes = scratch;
+  const Tensor status = torch::stable::to(torch::stable::narrow(bytes, 0, 0, sizeof(int)),
+                                          torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  const int code = *static_cast<const int*>(status.const_data_ptr());
+  STD_TORCH_CHECK(code == cuda::kWhole, op, ": payload: expected one of ", count,
+                  " weights, got a damaged one, or of others [", cuda::coded_status_name(code), "]");
+}
+
 // A payload, checked as far as its size tells, and memory for its plan.
 class DevicePayload {
  public:

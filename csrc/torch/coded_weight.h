@@ -21,6 +21,10 @@ inline void check_payload(const Tensor& payload, const char* op) {
   check_payload_shape(payload, op);
 }
 
+inline void check_huffman_count(int64_t count, const char* op) {
+  STD_TORCH_CHECK(count >= 0, op, ": count must not be negative, got ", count);
+}
+
 // A codec whose rows can be decoded by themselves.
 inline const WeightCodec& openable_codec(const std::string& codec, const char* op) {
   try {

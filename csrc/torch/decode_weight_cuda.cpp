@@ -8,18 +8,6 @@ namespace {
 
 constexpr const char* kOp = "pqk::decode_weight";
 
-// Waits for the device, to say what is wrong with a payload; not while a CUDA graph is captured.
-void check_status(const DevicePayload& weight) {
-  if (cuda::is_capturing(weight.value.stream)) return;
-  const Tensor status =
-      torch::stable::to(torch::stable::narrow(const_cast<Tensor&>(weight.plan_bytes()), 0, 0, 4),
-                        torch::stable::Device(torch::headeronly::DeviceType::CPU));
-  const int code = *static_cast<const int*>(status.const_data_ptr());
-  STD_TORCH_CHECK(code == cuda::kWhole, kOp, ": payload: expected one of ", weight.value.shape.count,
-                  " weights in ", weight.value.shape.rows, " rows, got a damaged one [",
-                  cuda::coded_status_name(code), "]");
-}
-
 Tensor decode_weight_cuda(const Tensor& payload, const std::string& codec, int64_t rows, int64_t row_size) {
   const WeightShape shape = check_decode_weight(payload, rows, row_size, kOp);
   check_same_device(payload, payload, kOp, "payload");
@@ -28,7 +16,7 @@ Tensor decode_weight_cuda(const Tensor& payload, const std::string& codec, int64
   Tensor output = torch::stable::new_empty(payload, {rows, row_size}, ScalarType::Char);
   if (shape.count == 0) return output;
   check_launch(cuda::decode_weight(weight.value, weight.plan(), output.mutable_data_ptr<int8_t>()), kOp);
-  check_status(weight);
+  check_payload_status(weight.plan_bytes(), place.stream, shape.count, kOp);
   return output;
 }
 

@@ -1,16 +1,12 @@
-#include "core/codec.h"
-#include "torch/check.h"
+#include "torch/coded_weight.h"
 
 namespace pqk::torch_ops {
 namespace {
 
 Tensor huffman_decode_cpu(const Tensor& payload, int64_t count) {
   constexpr const char* kOp = "pqk::huffman_decode";
-  check_cpu(payload, kOp, "payload");
-  check_dtype(payload, ScalarType::Byte, kOp, "payload");
-  STD_TORCH_CHECK(payload.dim() == 1, kOp, ": payload must have 1 dimension, got shape ",
-                  shape_string(payload));
-  STD_TORCH_CHECK(count >= 0, kOp, ": count must not be negative, got ", count);
+  check_payload(payload, kOp);
+  check_huffman_count(count, kOp);
   const Tensor contiguous = torch::stable::contiguous(payload);
   const ByteSpan bytes{contiguous.const_data_ptr<uint8_t>(), contiguous.numel()};
   try {

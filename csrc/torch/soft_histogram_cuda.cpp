@@ -13,6 +13,7 @@ constexpr const char* kOp = SoftHistogramArguments::kOp;
 // Looking at the values of scale would stop the stream.
 SoftHistogramArguments check_arguments(const Tensor& input, const Tensor& scale, int64_t quant_max,
                                        const std::optional<Tensor>& mask) {
+  check_same_device(input, input, kOp, "input");
   check_same_device(scale, input, kOp, "scale");
   if (mask.has_value()) check_same_device(*mask, input, kOp, "mask");
   return {input, scale, quant_max, mask};

@@ -15,7 +15,11 @@ __all__ = ["huffman_decode"]
 
 
 def huffman_decode(payload: Tensor, count: int) -> Tensor:
-    """The int8 weights of a payload of codec ``huffman`` (``FORMAT.md``, "Codecs").
+    """The int8 weights of a payload of codec ``huffman`` (``FORMAT.md``, "Codecs"), on the payload's device.
+
+    On CUDA many threads decode parts of the one stream, from wherever their parts begin: codes fall into step (Klein
+    and Wiseman 2003). To see whether the payload is whole a call there waits for the device, unless a CUDA graph is
+    captured.
 
     Args:
         payload: uint8, shape ``[n]``: spare bits, length table, codes.

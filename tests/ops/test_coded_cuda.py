@@ -97,7 +97,9 @@ def test_refuses_what_the_cpu_refuses(cuda_ops: CudaOps, codec: str) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize(("shape", "out_features"), [((33,), 17), ((2, 2, 32), 40), ((5, 600), 9), ((0, 8), 3)])
+@pytest.mark.parametrize(
+    ("shape", "out_features"), [((33,), 17), ((2, 2, 32), 40), ((5, 600), 9), ((19, 100), 24), ((0, 8), 3)]
+)
 def test_coded_linear_has_the_bits_of_the_cpu(
     cuda_ops: CudaOps, codec: str, shape: tuple[int, ...], out_features: int
 ) -> None:
@@ -149,8 +151,9 @@ def test_damaged_payloads_spoil_the_output(cuda_ops: CudaOps, codec: str) -> Non
     header, chunk = whole.clone(), whole.clone()
     header[0] = 0xFF
     chunk[-1] ^= 0x80
-    input = torch.full((3, 600), 9, dtype=torch.uint8)
-    for payload in (header, chunk):
+    cases = [(payload, rows) for payload in (header, chunk) for rows in (3, 11)]
+    for payload, rows in cases:
+        input = torch.full((rows, 600), 9, dtype=torch.uint8)
         for float_output in (True, False):
             args = (input, payload, torch.ones(4), torch.ones(4), codec, 3, 17, 250, None, 1.0, 0, float_output)
             output = cuda_ops.call("coded_linear", *args)

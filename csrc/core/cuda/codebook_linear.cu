@@ -1,8 +1,7 @@
 #include "core/cuda/codebook_linear.h"
 
-#include <algorithm>
-
 #include "core/cuda/coded_dot.h"
+#include "core/cuda/decode_weight.h"
 
 namespace pqk::cuda {
 namespace {
@@ -92,12 +91,7 @@ __global__ void __launch_bounds__(kWarp)
   multiply_chunks<kCodec>(payload, *plan, memory, policy);
 }
 
-}  // namespace
-
-const char* codebook_linear(const CodedPayload& payload, CodedPlan* plan, const CodebookLinearJob& job) {
-  const DeviceGuard guard(payload.device);
-  const char* error = read_coded_plan(payload, plan);
-  if (error != nullptr) return error;
+const char* multiply(const CodedPayload& payload, CodedPlan* plan, const CodebookLinearJob& job) {
   return for_codec(payload.codec, [&]<DeviceCodec kCodec>() {
     const unsigned chunks = static_cast<unsigned>(coded_grid(payload));
     if (job.count == 1) {
@@ -108,6 +102,36 @@ const char* codebook_linear(const CodedPayload& payload, CodedPlan* plan, const 
     return launch(codebook_linear_kernel<kCodec, kMostInputs>, grid, dim3(kWarp), 0, payload.stream, payload,
                   plan, job);
   });
+}
+
+// What is multiplied a few rows at a time is decoded as often.
+bool decodes_once(const CodedPayload& payload, int64_t count) {
+  return count > kMostInputs && payload.codec != DeviceCodec::kRaw && payload.codec != DeviceCodec::kPacked;
+}
+
+}  // namespace
+
+int64_t codebook_linear_scratch(const CodedPayload& payload, int64_t count) {
+  return decodes_once(payload, count) ? static_cast<int64_t>(sizeof(CodedPlan)) + payload.shape.count : 0;
+}
+
+const char* codebook_linear(const CodedPayload& payload, CodedPlan* plan, void* scratch,
+                            const CodebookLinearJob& job) {
+  const DeviceGuard guard(payload.device);
+  if (decodes_once(payload, job.count)) {
+    CodedPlan* const raw_plan = static_cast<CodedPlan*>(scratch);
+    int8_t* const weights = reinterpret_cast<int8_t*>(raw_plan + 1);
+    CodedPayload raw = payload;
+    raw.codec = DeviceCodec::kRaw;
+    raw.data = reinterpret_cast<const uint8_t*>(weights);
+    raw.size = payload.shape.count;
+    const char* error = decode_weight(payload, plan, weights);
+    if (error != nullptr) return error;
+    error = read_decoded_plan(raw, raw_plan, plan);
+    return error != nullptr ? error : multiply(raw, raw_plan, job);
+  }
+  const char* error = read_coded_plan(payload, plan);
+  return error != nullptr ? error : multiply(payload, plan, job);
 }
 
 }  // namespace pqk::cuda

@@ -16,9 +16,13 @@ struct CodebookLinearJob {
   int codebook_size, zero;  // entries; the one that code 0 stands for
 };
 
-// The weight has at least one element. Outputs are NaN where the payload is not whole, or has a code outside of
-// the codebook; the plan's status then says so. `plan` is scratch, of coded_plan_bytes(). Returns nullptr or
+// Bytes of scratch memory: for many rows of x the weight is decoded once, for all of them.
+int64_t codebook_linear_scratch(const CodedPayload& payload, int64_t count);
+
+// The weight has at least one element. Outputs are NaN where the payload is not whole, and for rows of the
+// weight with a code outside of the codebook. `plan` is scratch, of coded_plan_bytes(). Returns nullptr or
 // CUDA's words for what went wrong with the launch.
-const char* codebook_linear(const CodedPayload& payload, CodedPlan* plan, const CodebookLinearJob& job);
+const char* codebook_linear(const CodedPayload& payload, CodedPlan* plan, void* scratch,
+                            const CodebookLinearJob& job);
 
 }  // namespace pqk::cuda

@@ -1,7 +1,5 @@
 #include "core/cuda/coded_linear.h"
 
-#include <algorithm>
-
 #include "core/cuda/coded_dot.h"
 #include "core/numerics.h"
 
@@ -98,7 +96,26 @@ __global__ void __launch_bounds__(kWarp)
   multiply_chunks<kCodec>(payload, *plan, memory, policy);
 }
 
+__global__ void spoil_kernel(const CodedPlan* plan, CodedLinearJob job, int64_t outputs) {
+  if (plan->status == kWhole) return;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < outputs; i += stride) {
+    if (job.float_output != nullptr) {
+      job.float_output[i] = __uint_as_float(0x7fc00000u);
+    } else {
+      job.output[i] = static_cast<uint8_t>(job.quant_min);
+    }
+  }
+}
+
 }  // namespace
+
+const char* spoil_unless_whole(const CodedPayload& payload, const CodedPlan* plan, const CodedLinearJob& job) {
+  constexpr int kBlocks = 64, kThreads = 256;  // hardly ever with anything to do
+  const DeviceGuard guard(payload.device);
+  return launch(spoil_kernel, dim3(kBlocks), dim3(kThreads), 0, payload.stream, plan, job,
+                job.count * payload.shape.rows);
+}
 
 const char* coded_linear(const CodedPayload& payload, CodedPlan* plan, const CodedLinearJob& job) {
   const DeviceGuard guard(payload.device);

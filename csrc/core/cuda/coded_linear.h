@@ -20,6 +20,12 @@ struct CodedLinearJob {
   int32_t residual_zero_point;
 };
 
+// Up to so many rows of x are multiplied while weights are decoded. More are worth decoding the weight first,
+// and the tensor cores.
+inline constexpr int64_t kMostCodedRows = 8;
+// For those: replaces the outputs as below where `plan` says that the payload was not whole.
+const char* spoil_unless_whole(const CodedPayload& payload, const CodedPlan* plan, const CodedLinearJob& job);
+
 // The weight has at least one element. Where a payload is not whole, outputs are quant_min, or NaN, and the
 // plan's status says so. `plan` is scratch, of coded_plan_bytes(). Returns nullptr or CUDA's words for what
 // went wrong with the launch.

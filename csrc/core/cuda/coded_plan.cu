@@ -2,85 +2,12 @@
 
 #include <algorithm>
 
-#include "core/cuda/device.h"
+#include "core/cuda/coded_header.h"
 
 namespace pqk::cuda {
 namespace {
 
 constexpr int kFirstLength = 4, kFirstExtra = 0;  // what a table's first steps are from
-constexpr int kNoStep = -1;
-
-// Reads as ByteReader and BitReader do, but goes on with zeros after a fault.
-class Header {
- public:
-  __device__ Header(const uint8_t* data, int64_t size) : data_(data), size_(size) {}
-
-  __device__ void fail(int status) { status_ = status_ == kWhole ? status : status_; }
-  __device__ void check(bool right, int status) {
-    if (!right) fail(status);
-  }
-  __device__ int status() const { return status_; }
-  __device__ int64_t at() const { return at_; }
-  __device__ int64_t remaining() const { return size_ - at_; }
-
-  __device__ int u8() {
-    if (at_ < size_) return data_[at_++];
-    fail(kTruncated);
-    return 0;
-  }
-  __device__ int64_t varint() {
-    uint64_t value = 0;
-    for (int shift = 0; shift < 35; shift += 7) {
-      const int byte = u8();
-      value |= static_cast<uint64_t>(byte & 0x7f) << shift;
-      if (byte & 0x80) continue;
-      check(value <= UINT32_MAX && (byte != 0 || shift == 0), kVarintFault);
-      return static_cast<int64_t>(value);
-    }
-    fail(kVarintFault);
-    return 0;
-  }
-  __device__ int64_t skip(int64_t size) {
-    const int64_t begin = at_;
-    check(size <= remaining(), kTruncated);
-    at_ += size <= remaining() ? size : remaining();
-    return begin;
-  }
-
-  __device__ void begin_bits() { held_ = 0; }
-  __device__ int bit() {
-    if (held_ == 0) {
-      byte_ = u8();
-      held_ = 8;
-    }
-    return byte_ >> --held_ & 1;
-  }
-  __device__ void end_bits() { check((byte_ & ((1 << held_) - 1)) == 0, kLengthFault); }
-  // As read_step of core/huffman_steps.h.
-  __device__ int step(int predecessor, int low, int high) {
-    if (!bit()) return predecessor;
-    int size = 1;
-    if (bit()) {
-      if (!bit()) return kNoStep;
-      for (size = 2; bit();) {
-        if (++size <= high - low) continue;
-        fail(kLengthFault);
-        return low;
-      }
-    }
-    const int value = bit() ? predecessor - size : predecessor + size;
-    if (value >= low && value <= high) return value;
-    fail(kLengthFault);
-    return low;
-  }
-
- private:
-  const uint8_t* data_;
-  int64_t size_, at_ = 0;
-  int status_ = kWhole;
-  int byte_ = 0, held_ = 0;
-};
-
 struct Tokens {
   uint8_t base[kHuffmanSymbols], extra[kHuffmanSymbols], length[kHuffmanSymbols];
   int count, largest;  // symbol
@@ -95,7 +22,7 @@ __device__ void read_tokens(Header& header, Tokens& tokens) {
   int length = kFirstLength, extra = kFirstExtra, shares = 0;
   for (int symbol = first; symbol <= last && header.status() == kWhole;) {
     const int found = header.step(length, 1, kInterleavedMaxPrefix);
-    if (found == kNoStep) {
+    if (found == Header::kNoStep) {
       ++symbol;
       continue;
     }
@@ -114,15 +41,6 @@ __device__ void read_tokens(Header& header, Tokens& tokens) {
   header.end_bits();
   const bool single = tokens.count == 1 && tokens.length[0] == 1 && tokens.extra[0] == 0;
   header.check(shares == kInterleavedTableSize || single, kCodeFault);
-}
-
-__device__ int common_divisor(int a, int b) {
-  while (b != 0) {
-    const int rest = a % b;
-    a = b;
-    b = rest;
-  }
-  return a;
 }
 
 // As InterleavedTable.
@@ -242,7 +160,7 @@ __device__ void read_packed(Header& header, const CodedPayload& payload, CodedPl
   header.check(payload.data[header.at() - 1] >> used == 0, kPaddingFault);
 }
 
-__global__ void plan_kernel(CodedPayload payload, CodedPlan* plan) {
+__global__ void plan_kernel(CodedPayload payload, CodedPlan* plan, const CodedPlan* decoded) {
   __shared__ Tokens tokens;
   if (threadIdx.x != 0) return;
   Header header(payload.data, payload.size);
@@ -267,6 +185,7 @@ __global__ void plan_kernel(CodedPayload payload, CodedPlan* plan) {
       break;
   }
   header.check(header.remaining() == 0, kSizeFault);
+  if (decoded != nullptr && decoded->status != kWhole) header.fail(decoded->status);
   plan->status = header.status();
   // Nothing is decoded by a plan that is not whole.
   if (header.status() != kWhole) plan->num_chunks = 0;
@@ -320,7 +239,7 @@ const char* coded_status_name(int status) {
 }
 
 int64_t coded_grid(const CodedPayload& payload) {
-  constexpr int64_t kWarpsPerMultiprocessor = 16;
+  constexpr int64_t kWarpsPerMultiprocessor = 32;
   const int64_t most = std::max<int64_t>(1, std::min(payload.shape.rows, payload.size));
   return std::min(most, kWarpsPerMultiprocessor * num_multiprocessors(payload.device));
 }
@@ -336,7 +255,11 @@ bool is_capturing([[maybe_unused]] void* stream) {
 }
 
 const char* read_coded_plan(const CodedPayload& payload, CodedPlan* plan) {
-  return launch(plan_kernel, dim3(1), dim3(kWarp), 0, payload.stream, payload, plan);
+  return launch(plan_kernel, dim3(1), dim3(kWarp), 0, payload.stream, payload, plan, nullptr);
+}
+
+const char* read_decoded_plan(const CodedPayload& raw, CodedPlan* plan, const CodedPlan* decoded) {
+  return launch(plan_kernel, dim3(1), dim3(kWarp), 0, raw.stream, raw, plan, decoded);
 }
 
 }  // namespace pqk::cuda

@@ -56,7 +56,7 @@ struct CodedChunk {
   int64_t begin[2], size[2];  // bytes of the payload; values first
 };
 
-struct CodedPlan {
+struct alignas(16) CodedPlan {
   int status;
   int bits;  // of a packed value
   int tail_blocks, longest_gap;
@@ -81,5 +81,7 @@ bool is_capturing(void* stream);
 
 // Each returns nullptr or CUDA's words for what went wrong with the launch.
 const char* read_coded_plan(const CodedPayload& payload, CodedPlan* plan);
+// Of weights that were decoded, as a raw payload: whole if the plan was by which they were decoded.
+const char* read_decoded_plan(const CodedPayload& raw, CodedPlan* plan, const CodedPlan* decoded);
 
 }  // namespace pqk::cuda

@@ -19,7 +19,7 @@ class Store {
     const int from = kSymbolsOfLane * lane_;
     int8_t* const to = rows_ + begin + from;
     if (aligned_ && from + kSymbolsOfLane <= count) {
-      __stcs(reinterpret_cast<uint4*>(to), weights);
+      *reinterpret_cast<uint4*>(to) = weights;
       return;
     }
     const uint32_t word[4] = {weights.x, weights.y, weights.z, weights.w};

@@ -211,17 +211,16 @@ struct MatrixWarp {
     lane = threadIdx.x % kWarp;
     row = warp % Tile::kWarpsM * Tile::kWarpM;
     column = warp / Tile::kWarpsM % Tile::kWarpsN * Tile::kWarpN;
-    depth = Tile::kWarpsK == 1 ? 0 : warp / (Tile::kWarpsM * Tile::kWarpsN);
+    depth = warp / (Tile::kWarpsM * Tile::kWarpsN);
   }
 
-  // Adds the products of one stage; those behind its first `depth_left` positions are zero.
+  // Adds the products of one stage, whose first `depth_left` positions count.
   __device__ void multiply(const uint8_t* stage, int32_t depth_left) {
     const int a_row = row + (lane & 15), a_chunk = lane >> 4;
     const int b_row = column + (lane & 7) + (lane >> 4) * 8, b_chunk = (lane >> 3) & 1;
 #pragma unroll
     for (int step = depth; step < Tile::kK / kMmaDepth; step += Tile::kWarpsK) {
-      // With all warps at the same step an early end would only keep the compiler from overlapping steps.
-      if (Tile::kWarpsK > 1 && step * kMmaDepth >= depth_left) break;
+      if (step * kMmaDepth >= depth_left) break;
       uint32_t a[Tile::kTilesM][4];
       uint32_t b[Tile::kTilesN][2];
 #pragma unroll
@@ -309,46 +308,30 @@ __device__ void move_codes(const Int8MatrixTask& task, const MatrixPlace<Tile>& 
   }
 }
 
-// From the warp's sums to codes, in the place of the residual's, or to floats in memory. A lane has two
-// neighbouring columns of a row.
+// From the warp's sums to codes, in the place of the residual's, or to floats in memory.
 template <class Tile>
 __device__ void finish(const Int8MatrixTask& task, const MatrixPlace<Tile>& place, const MatrixWarp<Tile>& warp,
                        uint8_t* codes) {
   const Int8Epilogue& epilogue = task.epilogue;
-  const int64_t first_channel = static_cast<int64_t>(place.group) * task.group_out + place.column;
-  const int32_t columns = task.group_out - place.column;
 #pragma unroll
-  for (int n = 0; n < Tile::kTilesN; ++n) {
-    const int column = warp.column + n * kMmaColumns + warp.lane % 4 * 2;
-    if (column >= columns) continue;
-    float multiplier[2], bias[2];
-    int32_t offset[2];
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const int64_t channel = first_channel + (column + c < columns ? column + c : column);
-      multiplier[c] = epilogue.multiplier[channel];
-      bias[c] = epilogue.bias[channel];
-      offset[c] = epilogue.channel_offset(channel);
-    }
+  for (int i = 0; i < Tile::kTilesN * 2; ++i) {
+    const int column = warp.column + i / 2 * kMmaColumns + warp.lane % 4 * 2 + i % 2;
+    if (place.column + column >= task.group_out) continue;
+    const int64_t channel = static_cast<int64_t>(place.group) * task.group_out + place.column + column;
+    const float multiplier = epilogue.multiplier[channel], bias = epilogue.bias[channel];
+    const int32_t offset = epilogue.channel_offset(channel);
 #pragma unroll
     for (int j = 0; j < Tile::kTilesM * 2; ++j) {
       const int row = warp.row + j / 2 * kMmaRows + j % 2 * 8 + warp.lane / 4;
       const int64_t pixel = place.pixel + row;
       if (pixel >= task.pixels) continue;
-      uint16_t* const pair = reinterpret_cast<uint16_t*>(codes + row * Tile::kCodePitch + column);
-      const uint32_t residual = epilogue.residual == nullptr ? 0 : *pair;
-      float values[2];
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int32_t sum = Int8Epilogue::wrapping_add(warp.sums[j / 2][n][j % 2 * 2 + c], offset[c]);
-        values[c] = epilogue.real(sum, multiplier[c], bias[c], static_cast<uint8_t>(residual >> (8 * c)));
-      }
+      uint8_t* code = codes + row * Tile::kCodePitch + column;
+      const int32_t sum = Int8Epilogue::wrapping_add(warp.sums[j / 2][i / 2][j % 2 * 2 + i % 2], offset);
+      const float value = epilogue.real(sum, multiplier, bias, epilogue.residual == nullptr ? 0 : *code);
       if (epilogue.float_output) {
-        float* to = static_cast<float*>(epilogue.output) + pixel * task.out_channels + first_channel + column;
-        to[0] = values[0];
-        if (column + 1 < columns) to[1] = values[1];
+        static_cast<float*>(epilogue.output)[pixel * task.out_channels + channel] = value;
       } else {
-        *pair = static_cast<uint16_t>(epilogue.code(values[0]) | epilogue.code(values[1]) << 8);
+        *code = epilogue.code(value);
       }
     }
   }

@@ -41,9 +41,8 @@ struct Four {
 __device__ __forceinline__ Four load_four(const SoftHistogramParams& p, int64_t at, int count, bool aligned) {
   Four four;
   if (aligned && count == kVector) {
-    const float4 x = __ldcs(reinterpret_cast<const float4*>(p.input + at));
-    const uint32_t mask =
-        p.mask == nullptr ? 0x01010101u : __ldcs(reinterpret_cast<const unsigned int*>(p.mask + at));
+    const float4 x = *reinterpret_cast<const float4*>(p.input + at);
+    const uint32_t mask = p.mask == nullptr ? 0x01010101u : *reinterpret_cast<const uint32_t*>(p.mask + at);
     four.x[0] = x.x, four.x[1] = x.y, four.x[2] = x.z, four.x[3] = x.w;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) four.keep[i] = (mask >> (8 * i) & 0xff) != 0;
@@ -173,7 +172,7 @@ __global__ void __launch_bounds__(kThreads)
       if (i < count) sum += static_cast<double>(slope) * static_cast<double>(place.value);
     }
     if (aligned) {
-      __stcs(reinterpret_cast<float4*>(job.grad_input + at), make_float4(grad[0], grad[1], grad[2], grad[3]));
+      *reinterpret_cast<float4*>(job.grad_input + at) = make_float4(grad[0], grad[1], grad[2], grad[3]);
       continue;
     }
 #pragma unroll
