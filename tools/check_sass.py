@@ -22,10 +22,10 @@ from pathlib import Path
 
 # Loads from and stores to local memory: registers did not suffice, or an array was indexed at run time.
 SPILLS = re.compile(r"(LDL|STL)\b")
-LOADS_16, STORES_16 = r"LDG\.E\.128", r"STG\.E\.128"
+LOADS_16, STORES_16 = r"LDG\.E(\.\w+)*\.128", r"STG\.E(\.\w+)*\.128"
 TENSOR_CORES, SPARSE_TENSOR_CORES = r"IMMA\.16832", r"IMMA\.SP\.16864"
 DOT_PRODUCTS = r"IDP\.4A"
-ASYNC_COPIES, MATRIX_LOADS = r"LDGSTS\.E\.BYPASS.*\.128", r"LDSM"
+ASYNC_COPIES, MATRIX_LOADS = r"LDGSTS\.E(\.\w+)*\.128", r"LDSM\.16\.M88\.4"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ PROMISES = (
     Promise(r"\bsum_by_(block|warp)<", (LOADS_16,)),
     Promise(r"\bcuda::\(anonymous namespace\)::quantize_kernel<(un)?signed char, 4,", (LOADS_16,)),
     Promise(r"\bdequantize_kernel<(un)?signed char, 4,", (STORES_16,)),
+    Promise(r"\bint8_matrix_kernel<", (TENSOR_CORES, MATRIX_LOADS, ASYNC_COPIES, STORES_16)),
+    Promise(r"\bint8_vector_kernel<", (DOT_PRODUCTS, LOADS_16)),
+    Promise(r"\bint8_depthwise_kernel\b", (DOT_PRODUCTS, LOADS_16)),
     Promise(r"\bmask_kernel<(unsigned int, 4|unsigned long, 2|unsigned short, 8)>", (LOADS_16, STORES_16)),
     # Coded weights, whatever the codec; batch norm and what follows it; soft histograms.
     Promise(r"\bdecode_kernel<", (LOADS_16, STORES_16)),
@@ -59,8 +62,13 @@ ENGINE_PROMISES = (
     Promise(r"\bresident_kernel\b", (r"LDS\.128", r"LDG\.E\.128", TENSOR_CORES)),
     Promise(r"\bstep_kernel<pqk::engine::device::Conv>", (LOADS_16, TENSOR_CORES)),
 )
-# Kernels that may use local memory, with the reason.
-MAY_SPILL: dict[str, str] = {}
+# Kernels that may use local memory, and how many instructions of theirs at most.
+MAY_SPILL = {
+    # The decoder's state and the sums of 4 rows need more registers than a thread has.
+    r"\bcodebook_linear_kernel<\(pqk::cuda::DeviceCodec\)[23], 4>": 28,
+    # Float64, which is for checks.
+    r"\bpositions_kernel<double, true>": 2,
+}
 
 
 @dataclass
@@ -130,7 +138,8 @@ def broken(kernels: list[Kernel], promises: tuple[Promise, ...] = PROMISES) -> l
         ]
     for kernel in kernels:
         spills = sum(count for name, count in kernel.instructions.items() if SPILLS.match(name))
-        if spills and not any(re.search(pattern, kernel.name) for pattern in MAY_SPILL):
+        allowed = max((most for pattern, most in MAY_SPILL.items() if re.search(pattern, kernel.name)), default=0)
+        if spills > allowed:
             wrong.append(f"{kernel.name} on {kernel.architecture} has {spills} accesses to local memory")
     return wrong
 

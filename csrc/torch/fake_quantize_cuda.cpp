@@ -9,13 +9,14 @@ namespace {
 
 using namespace fake_quantize_detail;
 
-// The arguments on the device, checked but for the values of scale and zero_point: reading those would stop the
-// stream.
+// The arguments on the device, with a dense output (`out` if given), checked but for the values of scale and
+// zero_point: reading those would stop the stream.
 struct Prepared {
   Prepared(const Tensor& input, const Tensor& scale, const Tensor& zero_point, int64_t quant_min,
-           int64_t quant_max, std::optional<int64_t> axis, const std::optional<Tensor>& mask)
+           int64_t quant_max, std::optional<int64_t> axis, const std::optional<Tensor>& mask,
+           const Tensor* out = nullptr)
       : arguments(input, scale, zero_point, quant_min, quant_max, axis, mask),
-        output(empty_dense(input)),
+        output(out == nullptr ? empty_dense(input) : *out),
         scales(torch::stable::contiguous(scale)),
         zero_points(torch::stable::contiguous(zero_point)) {
     check_same_device(scale, input, kOp, "scale");
@@ -43,8 +44,8 @@ struct Prepared {
 
 Tensor forward_cuda(const Tensor& input, const Tensor& scale, const Tensor& zero_point, int64_t quant_min,
                     int64_t quant_max, std::optional<int64_t> axis, const std::optional<Tensor>& mask,
-                    Tensor* in_range) {
-  const Prepared prepared(input, scale, zero_point, quant_min, quant_max, axis, mask);
+                    Tensor* in_range, const Tensor* out = nullptr) {
+  const Prepared prepared(input, scale, zero_point, quant_min, quant_max, axis, mask, out);
   if (in_range != nullptr) *in_range = new_bits(input);
   const Tensor dense = laid_out_as(input, prepared.output);
   uint8_t* bits = in_range == nullptr ? nullptr : static_cast<uint8_t*>(in_range->mutable_data_ptr());
@@ -65,6 +66,10 @@ void fake_quantize_out_cuda(const Tensor& input, const Tensor& scale, const Tens
   const Arguments arguments(input, scale, zero_point, quant_min, quant_max, axis, mask);
   check_out(out, input, mask);
   check_same_device(out, input, kOp, "out");
+  if (is_dense(out)) {
+    forward_cuda(input, scale, zero_point, quant_min, quant_max, axis, mask, nullptr, &out);
+    return;
+  }
   torch::stable::copy_(out, forward_cuda(input, scale, zero_point, quant_min, quant_max, axis, mask, nullptr));
 }
 

@@ -49,8 +49,8 @@ def test_finds_broken_promises(tool: Any) -> None:
     assert kernels[0].instructions == {"LDC": 1, "LDG.E.128": 1, "IMMA.16832.U8.S8": 1}
     promise = tool.Promise("good|bad|absent", (tool.LOADS_16, tool.TENSOR_CORES))
     assert tool.broken(kernels, (promise, tool.Promise("absent", ()))) == [
-        r"pqk::cuda::bad(float*) on sm_90 has no LDG\.E\.128",
-        r"pqk::cuda::bad(float*) on sm_90 has no IMMA\.16832",
+        f"pqk::cuda::bad(float*) on sm_90 has no {tool.LOADS_16}",
+        f"pqk::cuda::bad(float*) on sm_90 has no {tool.TENSOR_CORES}",
         "no kernel matches absent",
         "pqk::cuda::bad(float*) on sm_90 has 1 accesses to local memory",
     ]

@@ -25,11 +25,6 @@ void enter_fiber() { running->enter(); }
 // are its block of thread-local memory.
 __attribute__((tls_model("global-dynamic"))) thread_local unsigned char first_shared_byte;
 
-struct Memory {
-  void* begin;
-  size_t bytes;
-};
-
 int find_static_shared(dl_phdr_info* info, size_t, void* found) {
   const auto own = reinterpret_cast<uintptr_t>(&enter_fiber);
   bool is_own = false;
@@ -47,7 +42,7 @@ int find_static_shared(dl_phdr_info* info, size_t, void* found) {
 
 Memory static_shared() {
   first_shared_byte = 0;  // now the memory exists
-  Memory memory{nullptr, 0};
+  Memory memory;
   dl_iterate_phdr(find_static_shared, &memory);
   return memory;
 }
@@ -92,6 +87,7 @@ bool Block::prepare(const dim3& dimensions, size_t shared_bytes, void (*thread)(
   thread_ = thread;
   argument_ = context;
   shared_bytes_ = shared_bytes;
+  static_shared_ = static_shared();  // of the calling thread
   shared_.resize(kAlignment + kMaxSharedBytes + kGuardBytes);
   const auto address = reinterpret_cast<uintptr_t>(shared_.data());
   shared_begin_ = shared_.data() + (kAlignment - address % kAlignment) % kAlignment;
@@ -282,8 +278,7 @@ void Block::wait_for_copies(uint32_t pending) {
 }
 
 void Block::poison_shared_memory() {
-  const Memory memory = static_shared();
-  if (memory.begin != nullptr) memset(memory.begin, kPoison, memory.bytes);
+  if (static_shared_.begin != nullptr) memset(static_shared_.begin, kPoison, static_shared_.bytes);
   memset(shared_begin_, kPoison, shared_bytes_);
   memset(shared_begin_ + shared_bytes_, kGuard, kGuardBytes);
 }

@@ -45,6 +45,11 @@ struct Fiber {
   uint32_t open_group = 0;
 };
 
+struct Memory {
+  void* begin = nullptr;
+  size_t bytes = 0;
+};
+
 class Block {
  public:
   Scheduler scheduler;
@@ -88,6 +93,7 @@ class Block {
   std::vector<unsigned char> shared_;
   unsigned char* shared_begin_ = nullptr;
   size_t shared_bytes_ = 0;
+  Memory static_shared_;
   Vote vote_{};
   std::string error_;
 };
