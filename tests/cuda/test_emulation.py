@@ -263,14 +263,9 @@ def test_sparse_mma(kernels: Kernels, kind: str) -> None:
     places = pairs[rng.integers(0, 6, (16, 16))]
     dense = np.zeros((16, 16, 4), dtype=np.int64)
     np.put_along_axis(dense, places, kept, axis=2)
-    # Byte i of register r of a lane is kept column 4 * quad + i + 16 * (r // 2) of row group + 8 * (r % 2).
-    indices = places.reshape(16, 32)
-    metadata = np.zeros(WARP, dtype=np.uint32)
-    for lane in range(WARP):
-        for element in range(16):
-            register, byte = divmod(element, 4)
-            index = indices[lane // 4 + 8 * (register % 2), 4 * (lane % 4) + byte + 16 * (register // 2)]
-            metadata[lane] |= np.uint32(index << 2 * element)
+    # Lanes 4g ... 4g + 3 hold the indices of row g, of row g + 8, and of the second 16 kept columns of both.
+    indices = places.reshape(2, 8, 2, 16).transpose(1, 2, 0, 3).reshape(WARP, 16).astype(np.uint32)
+    metadata = np.bitwise_or.reduce(indices << 2 * np.arange(16, dtype=np.uint32), axis=1).astype(np.uint32)
     start = rng.integers(-1000, 1000, (16, 8))
     d = kernels.tensor(start.astype(np.int32))
     a_bytes, b_bytes = as_bytes(kernels, kept.reshape(16, 32)), as_bytes(kernels, b)

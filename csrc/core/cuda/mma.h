@@ -4,9 +4,10 @@
 //   A, 16 x 32 row-major:     row group + 8 * (r % 2),  column 4 * quad + i + 16 * (r / 2)
 //   B, 32 (or 64) x 8:        row 4 * quad + i + 16 * r, column group
 //   C and D, 16 x 8, int32:   row group + 8 * (r / 2),  column 2 * quad + r % 2
-// Sparse A, 16 x 64 with at most 2 of each 4 neighbours of a row, holds the 16 x 32 kept bytes as above, and
-// `metadata` holds for byte i of register r, in bits 2 * (4 * r + i) and the next, which of its 4 it is; of the
-// two kept of a group the first has the smaller index.
+// Sparse A, 16 x 64 with at most 2 of each 4 neighbours of a row, holds the 16 x 32 kept bytes as above.
+// `metadata` says for kept bytes 16 * (quad / 2) to 16 * (quad / 2) + 15 of row group + 8 * (quad % 2), so not
+// for the lane's own bytes, which of its 4 each is: the first in bits 0 and 1. Of the two kept of a group of 4
+// the first has the smaller index.
 #pragma once
 
 #include "core/cuda/device.h"

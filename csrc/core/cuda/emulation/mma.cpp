@@ -41,6 +41,13 @@ void check_metadata(uint32_t metadata) {
   }
 }
 
+// The index within its group of 4 of a kept column: a lane's metadata is that of half a row, in the order of
+// columns.
+int kept_index(Request* const* lanes, int row, int column) {
+  const int lane = row % 8 * 4 + row / 8 + column / 16 * 2;
+  return static_cast<int>(mma_lane(lanes, lane).metadata >> (2 * (column % 16)) & 3);
+}
+
 }  // namespace
 
 void require_whole_warp(Request* const* lanes) {
@@ -60,7 +67,7 @@ void complete_mma(Request* const* lanes) {
     for (int i = 0; i < 16; ++i) {
       auto [row, column] = place_in_a(lane, i);
       // Kept columns 2g and 2g + 1 come from columns 4g ... 4g + 3.
-      if (kSparse) column = column / 2 * 4 + static_cast<int>(request.metadata >> (2 * i) & 3);
+      if (kSparse) column = column / 2 * 4 + kept_index(lanes, row, column);
       a[row][column] = static_cast<int16_t>(element<A>(request.a, i));
     }
     for (int i = 0; i < kDepth / 4; ++i) {
