@@ -99,7 +99,7 @@ __device__ void load_weight(const Int8MatrixTask& task, const MatrixPlace<Tile>&
   for (int i = threadIdx.x; i < Tile::kN * Tile::kChunks; i += Tile::kThreads) {
     const int row = i / Tile::kChunks, chunk = i % Tile::kChunks;
     const int32_t column = place.column + row, k = first + chunk * kVectorBytes;
-    const bool valid = column < task.group_out && k < task.weight_pitch;
+    const bool valid = column < task.group_out && k < task.depth;
     cp_async_16(stage + Tile::kInputBytes + Tile::place(row, chunk),
                 rows + (valid ? column * task.weight_pitch + k : 0), valid);
   }
