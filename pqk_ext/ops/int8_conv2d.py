@@ -52,7 +52,9 @@ def int8_conv2d(
     Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference"
     (2018), with a float32 multiplier.
 
-    The weights are packed in every call; ``pqk_ext.runtime`` packs them once.
+    The weights are packed in every call; ``pqk_ext.runtime`` packs them once. On CUDA, weights in channels_last memory
+    with a multiple of 16 input channels in a group are read as they are; whether ``multiplier`` and ``bias`` are finite
+    is not checked there, as that would stop the stream.
 
     Args:
         input: uint8 codes ``(N, C, H, W)``, any strides; channels_last is read fastest.

@@ -22,7 +22,8 @@ def sparse_linear(
 
     Every output is the serial sum of its products in column order, then the bias, each step rounded: the same bits on
     every instruction set and for any number of threads. The gradients are those of the stored values, of the input and
-    of the bias; the backward pass is dense.
+    of the bias; the backward pass is dense. On CUDA the indices are not checked, as that would stop the stream: entries
+    outside of the matrix are left out.
 
     Args:
         input: float32 or float64, shape ``(..., in_features)``, any strides.
