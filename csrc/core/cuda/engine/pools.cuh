@@ -10,7 +10,7 @@ template <class Take>
 PQK_DEVICE void for_window(const Span& rows, const Span& columns, int row_stride, int pixel_stride,
                            const Take& take) {
   for (int y = rows.begin; y < rows.end; y += rows.step) {
-#pragma unroll 4
+#pragma unroll 2
     for (int x = columns.begin; x < columns.end; x += columns.step) {
       take(static_cast<int64_t>(y) * row_stride + static_cast<int64_t>(x) * pixel_stride);
     }
