@@ -48,9 +48,6 @@ PROMISES = (
     Promise(r"\bint8_depthwise_kernel", (DOT_PRODUCTS, LOADS_16)),
     Promise(r"\bcuda::\(anonymous namespace\)::quantize_kernel<(un)?signed char, 4,", (LOADS_16,)),
     Promise(r"\bdequantize_kernel<(un)?signed char, 4,", (STORES_16,)),
-    Promise(r"\bint8_matrix_kernel<", (TENSOR_CORES, MATRIX_LOADS, ASYNC_COPIES, STORES_16)),
-    Promise(r"\bint8_vector_kernel<", (DOT_PRODUCTS, LOADS_16)),
-    Promise(r"\bint8_depthwise_kernel\b", (DOT_PRODUCTS, LOADS_16)),
     Promise(r"\bmask_kernel<(unsigned int, 4|unsigned long, 2|unsigned short, 8)>", (LOADS_16, STORES_16)),
     # Coded weights, whatever the codec; batch norm and what follows it; soft histograms.
     Promise(r"\bdecode_kernel<", (LOADS_16, STORES_16)),
@@ -68,8 +65,9 @@ ENGINE_PROMISES = (
 )
 # Kernels that may use local memory, and how many instructions of theirs at most.
 MAY_SPILL = {
-    # The decoder's state and the sums of 4 rows need more registers than a thread has.
-    r"\bcodebook_linear_kernel<\(pqk::cuda::DeviceCodec\)[23], 4>": 28,
+    # Decoders of zeros' gaps, with the sums of 4 rows or with rows' ends: more state than a thread has registers.
+    r"\bcodebook_linear_kernel<\(pqk::cuda::DeviceCodec\)[23], 4>": 32,
+    r"\bdecode_kernel<\(pqk::cuda::DeviceCodec\)3>": 33,
     # Float64, which is for checks.
     r"\bpositions_kernel<double, true>": 2,
 }

@@ -20,10 +20,8 @@ LIBRARY = PACKAGE / "_ops_cuda.so"
 needs_library = pytest.mark.skipif(
     not LIBRARY.exists(), reason="_ops_cuda.so was NOT built: no CUDA compiler was found"
 )
-# Masked layers are torch's own on a weight masked once, which no kernel of ours would beat; Huffman codes of a tensor
-# are decoded on a GPU as coded weights, by pqk::decode_weight.
+# Masked layers are torch's own on a weight masked once, which no kernel of ours would beat.
 WITHOUT_A_KERNEL = {
-    "pqk::huffman_decode",
     "pqk::masked_conv2d",
     "pqk::masked_conv2d_backward",
     "pqk::masked_linear",
