@@ -15,25 +15,19 @@ __device__ __forceinline__ uint32_t byte_or_zero(const DeviceBytes& bytes, const
   return at >= bytes.begin && at < bytes.end ? *at : 0u;
 }
 
-// Not unrolled: it is for the ends of a payload alone.
-__device__ __forceinline__ uint32_t word_at_an_end(const DeviceBytes& bytes, const uint8_t* at) {
-  uint32_t word = 0;
-#pragma unroll 1
-  for (int i = 0; i < 32; i += 8, ++at) word |= byte_or_zero(bytes, at) << i;
-  return word;
-}
-
 // The word at `at`, a multiple of 4; zeros for bytes that may not be read.
 __device__ __forceinline__ uint32_t load_word(const DeviceBytes& bytes, const uint8_t* at) {
   if (at >= bytes.begin && at + 4 <= bytes.end) return *reinterpret_cast<const uint32_t*>(at);
-  return word_at_an_end(bytes, at);
+  uint32_t word = 0;
+  for (int i = 0; i < 4; ++i) word |= byte_or_zero(bytes, at + i) << (8 * i);
+  return word;
 }
 
 // The 16 bytes at `at`, a multiple of 16, likewise.
 __device__ __forceinline__ uint4 load_vector(const DeviceBytes& bytes, const uint8_t* at) {
   if (at >= bytes.begin && at + 16 <= bytes.end) return __ldg(reinterpret_cast<const uint4*>(at));
-  return make_uint4(word_at_an_end(bytes, at), word_at_an_end(bytes, at + 4), word_at_an_end(bytes, at + 8),
-                    word_at_an_end(bytes, at + 12));
+  return make_uint4(load_word(bytes, at), load_word(bytes, at + 4), load_word(bytes, at + 8),
+                    load_word(bytes, at + 12));
 }
 
 // 128 bits from bit `bit` of `data` on, the first in the least significant place.
