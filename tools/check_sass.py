@@ -65,9 +65,8 @@ ENGINE_PROMISES = (
 )
 # Kernels that may use local memory, and how many instructions of theirs at most.
 MAY_SPILL = {
-    # Decoders of zeros' gaps, with the sums of 4 rows or with rows' ends: more state than a thread has registers.
+    # A decoder, and the sums of 4 rows: more state than a thread has registers.
     r"\bcodebook_linear_kernel<\(pqk::cuda::DeviceCodec\)[23], 4>": 32,
-    r"\bdecode_kernel<\(pqk::cuda::DeviceCodec\)3>": 33,
     # Float64, which is for checks.
     r"\bpositions_kernel<double, true>": 2,
 }
