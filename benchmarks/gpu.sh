@@ -99,11 +99,11 @@ stage build 180 bash -c build || { ((${#wanted[@]})) || exit 1; }
 stage device 20 bash -c device
 stage tests 80 bash -c tests
 stage fake_quantize 25 "$python" benchmarks/ops/bench_fake_quantize.py --device cuda
-stage int8 30 "$python" benchmarks/gpu/bench_int8.py
-stage decode 20 "$python" benchmarks/gpu/bench_decode.py
-stage coded_linear 15 "$python" benchmarks/gpu/bench_coded_linear.py
-stage engine 40 "$python" benchmarks/gpu/bench_engine.py resnet8 ds_cnn resnet20
-stage train_step 45 "$python" benchmarks/gpu/bench_step.py
+stage int8 30 "$python" benchmarks/gpu/bench_int8_cuda.py
+stage decode 20 "$python" benchmarks/gpu/bench_decode_cuda.py
+stage coded_linear 15 "$python" benchmarks/gpu/bench_coded_linear_cuda.py
+stage engine 40 "$python" benchmarks/gpu/bench_engine_cuda.py resnet8 ds_cnn resnet20
+stage train_step 45 "$python" benchmarks/gpu/bench_step_cuda.py
 stage sanitizer 60 bash -c sanitizer
 stage recipe "$((SECONDS < 500 ? 530 - SECONDS : 30))" bash -c recipe # what is left of nine minutes
 

@@ -1,8 +1,8 @@
 """Time of a training step on a GPU: float and both phases of PQK, eagerly, in bfloat16, compiled and as a CUDA graph.
 
-`python benchmarks/gpu/bench_step.py` writes `benchmarks/results/gpu/train_step.json` after each way. A step is all that
-`pqk_ext.fit` does for a batch that lies on the GPU: loss, backward pass, optimizer, masks. `ratio` is the float step's
-time / the way's own, over interleaved rounds; images a second are of batch 128.
+`python benchmarks/gpu/bench_step_cuda.py` writes `benchmarks/results/gpu/train_step.json` after each way. A step is all
+that `pqk_ext.fit` does for a batch that lies on the GPU: loss, backward pass, optimizer, masks. `ratio` is the float
+step's time / the way's own, over interleaved rounds; images a second are of batch 128.
 """
 
 from __future__ import annotations

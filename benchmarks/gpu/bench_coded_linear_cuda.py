@@ -1,7 +1,7 @@
 """Linear layers whose weight stays coded, on a GPU: one row of codes, against the same layer with a dense weight.
 
-`python benchmarks/gpu/bench_coded_linear.py` writes `benchmarks/results/gpu/coded_linear.json` as it goes. Each call is
-one CUDA graph.
+`python benchmarks/gpu/bench_coded_linear_cuda.py` writes `benchmarks/results/gpu/coded_linear.json` as it goes. Each
+call is one CUDA graph.
 """
 
 from __future__ import annotations

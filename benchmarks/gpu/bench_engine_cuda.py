@@ -1,8 +1,8 @@
 """Whole networks on a GPU: the engine against torch's bfloat16 network as one CUDA graph, from host to host.
 
-`python benchmarks/gpu/bench_engine.py` takes the dense networks of `../nets/networks.py`, exported after post-training
-quantization, and writes `benchmarks/results/gpu/engine.json` as it goes. Both sides begin with a batch in the host's
-memory and end with its results there; torch's graph holds both copies, and its memory is page-locked.
+`python benchmarks/gpu/bench_engine_cuda.py` takes the dense networks of `../nets/networks.py`, exported after
+post-training quantization, and writes `benchmarks/results/gpu/engine.json` as it goes. Both sides begin with a batch in
+the host's memory and end with its results there; torch's graph holds both copies, and its memory is page-locked.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Integer layers on a GPU, batch 128: against torch's int8 product, cuDNN, cuBLAS and torch's 2:4 kernels.
 
-`python benchmarks/gpu/bench_int8.py` takes the layers of `../ops/shapes.txt` and square products, and writes
+`python benchmarks/gpu/bench_int8_cuda.py` takes the layers of `../ops/shapes.txt` and square products, and writes
 `benchmarks/results/gpu/int8.json` as it goes. A peer that torch cannot run is recorded with its reason. Each call is
 one CUDA graph, so that launches, which a network's graph has not either, are not measured.
 """
