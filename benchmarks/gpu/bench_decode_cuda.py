@@ -1,7 +1,7 @@
 """Decoding of coded weights on a GPU, 64 million of them: GB of int8 weights a second, against a copy of as many bytes.
 
 `python benchmarks/gpu/bench_decode_cuda.py` writes `benchmarks/results/gpu/decode.json`. Weights are rounded normal
-numbers, as trained ones are nearly; a share of them is not 0. Decoded weights are compared with those that were encoded.
+numbers, as trained ones are nearly; a share of them is not 0. Decoded weights are compared with what was encoded.
 """
 
 from __future__ import annotations
