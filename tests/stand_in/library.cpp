@@ -1,5 +1,5 @@
-// What torch built without CUDA lacks for tensors that say `cuda`: a device guard, which does nothing, the hooks by which
-// autograd knows an accelerator, and generators of that device.
+// What torch built without CUDA lacks for tensors that say `cuda`: a device guard, which does nothing, the
+// hooks by which autograd knows an accelerator, and generators of that device.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
