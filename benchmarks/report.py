@@ -1,7 +1,7 @@
 """Writes benchmarks/results/README.md from the JSON files beside it, and some of its tables into the main README.md.
 
 `python benchmarks/report.py` rewrites both; with `--check` it changes nothing and ends with 1 if they are out of date.
-In README.md the tables of `IN_README` stand between two `results` marks, those of `results/methods` between two
+In README.md the tables of `IN_README` stand between two `results` marks, those of `METHODS_IN_README` between two
 `methods` marks; long ones, which are folded, are left out there.
 """
 
@@ -32,6 +32,7 @@ BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- /results
 METHODS_BEGIN, METHODS_END = "<!-- methods: written by benchmarks/report.py -->", "<!-- /methods -->"
 LONG_TABLE = 16  # lines; longer tables are folded
 IN_README = ("nets", "size", "train_step")
+METHODS_IN_README = ("pqk_keywords", "pqk_cifar10")
 
 
 def microseconds(value: float) -> str:
@@ -190,6 +191,12 @@ def readme_tables() -> str:
     return f"{shown}\n[All results]({ALL.relative_to(ROOT).as_posix()}), also of: {', '.join(others)}.\n"
 
 
+def readme_methods() -> str:
+    """Experiments of the main README.md, and links to the others."""
+    folder = (RESULTS / "methods").relative_to(ROOT).as_posix()
+    return without_long_tables(report_methods.report(RESULTS / "methods", folder, METHODS_IN_README))
+
+
 def without_long_tables(text: str) -> str:
     link = f"({ALL.relative_to(ROOT).as_posix()})"
     return re.sub(r"<details>\n<summary>(.*?)</summary>.*?</details>", rf"[\1]{link}", text, flags=re.DOTALL)
@@ -215,10 +222,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a table is out of date")
     check = parser.parse_args().check
     readme = between(README.read_text(), BEGIN, END, readme_tables())
-    folder = (RESULTS / "methods").relative_to(ROOT).as_posix()
-    methods = without_long_tables(report_methods.report(RESULTS / "methods", folder))
     wanted = {
-        README: between(readme, METHODS_BEGIN, METHODS_END, methods),
+        README: between(readme, METHODS_BEGIN, METHODS_END, readme_methods()),
         ALL: f"# Results\n\nWritten by `benchmarks/report.py` from the files beside this one.\n\n{all_tables()}",
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from markdown import Document, folded
@@ -27,9 +28,13 @@ def section(name: str, document: Document, folder: str) -> list[str]:
     return [f"### {document['title']}", "", *introduction(document), *rows, *pair_lines(document), links, ""]
 
 
-def report(results: Path, folder: str) -> str:
-    """All experiments for which there are results, by name."""
-    lines: list[str] = []
+def report(results: Path, folder: str, names: Sequence[str] = ()) -> str:
+    """The experiments of these names, or all for which there are results; then a link to each of the others."""
+    lines, others = [], []
     for path in sorted(results.glob("*.json")):
-        lines += section(path.stem, json.loads(path.read_text()), folder)
-    return "\n".join(lines)
+        document = json.loads(path.read_text())
+        if not names or path.stem in names:
+            lines += section(path.stem, document, folder)
+        else:
+            others.append(f"- [{document['title']}]({folder}/{path.stem}.md)")
+    return "\n".join([*lines, *(["Also:", "", *others, ""] if others else [])])

@@ -294,15 +294,14 @@ def test_experiments_of_methods_are_published(tmp_path: Path, monkeypatch: pytes
     assert "| a | 87.50 \u00b1 1.00 % | 12,345 |" in text
     assert "| a \u2212 b | +1.00 [-0.10, +2.10] | 1 of 2 |" in text  # not bold: the interval holds 0
     assert "[Every cell's command](methods/name.md)" in text
+    assert report.report(results, "methods", ["other"]) == "Also:\n\n- [A title](methods/name.md)\n"
 
 
 def test_readme_tables_are_those_of_the_results() -> None:
     report = load("report")
     readme = report.README.read_text()
     assert f"{report.BEGIN}\n\n{report.readme_tables()}\n{report.END}" in readme
-    folder = "benchmarks/results/methods"
-    methods = report.report_methods.report(report.RESULTS / "methods", folder)
-    assert f"{report.METHODS_BEGIN}\n\n{report.without_long_tables(methods)}\n{report.METHODS_END}" in readme
+    assert f"{report.METHODS_BEGIN}\n\n{report.readme_methods()}\n{report.METHODS_END}" in readme
     assert report.ALL.read_text().endswith(report.all_tables())
 
 
