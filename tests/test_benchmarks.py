@@ -256,7 +256,8 @@ def test_report_of_codebooks() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "methods").glob("*.yaml")), ids=lambda path: path.stem)
-def test_experiments_of_methods_can_be_run(path: Path) -> None:
+def test_experiments_of_methods_can_be_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PQK_DATA_DIR", str(tmp_path))  # named by experiments on CIFAR; no data are read here
     experiment = read_experiment(path)
     assert load_recipes(experiment).keys() == experiment.arms.keys()  # recipes, settings and equal costs are checked
     assert experiment.pairs
