@@ -104,11 +104,23 @@ def compare(
     for function in (subject, baseline):
         function()
     calls = {f: _calls_a_round(f, seconds_a_round) for f in (subject, baseline)}
+    copied = None if bytes_moved is None else copy_us(bytes_moved)
+    return interleaved(name, subject, baseline, lambda f: _mean_call(f, calls[f]) * 1e6, rounds, copied)
+
+
+def interleaved(
+    name: str,
+    subject: Callable[[], Any],
+    baseline: Callable[[], Any],
+    call_us: Callable[[Callable[[], Any]], float],
+    rounds: int,
+    copied_us: float | None,
+) -> Paired:
+    """Rounds in alternating order, timed by ``call_us``; ``copied_us`` is the roof."""
     times: dict[Callable[[], Any], list[float]] = {subject: [], baseline: []}
     for index in range(rounds):
-        order = (subject, baseline) if index % 2 == 0 else (baseline, subject)
-        for function in order:
-            times[function].append(_mean_call(function, calls[function]) * 1e6)
+        for function in (subject, baseline) if index % 2 == 0 else (baseline, subject):
+            times[function].append(call_us(function))
     ratios = [theirs / ours for ours, theirs in zip(times[subject], times[baseline], strict=True)]
     low, high = median_interval(ratios)
     best = min(times[subject])
@@ -120,7 +132,7 @@ def compare(
         ratio_low=low,
         ratio_high=high,
         rounds=rounds,
-        copy_share=None if bytes_moved is None else copy_us(bytes_moved) / best,
+        copy_share=None if copied_us is None else copied_us / best,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -71,23 +70,8 @@ def compare(
 ) -> paired.Paired:
     """As `paired.compare`, on the current GPU."""
     calls = {f: _calls_a_round(f, seconds_a_round) for f in (subject, baseline)}
-    times: dict[Callable[[], Any], list[float]] = {subject: [], baseline: []}
-    for index in range(rounds):
-        for function in (subject, baseline) if index % 2 == 0 else (baseline, subject):
-            times[function].append(mean_call_us(function, calls[function]))
-    ratios = [theirs / ours for ours, theirs in zip(times[subject], times[baseline], strict=True)]
-    low, high = paired.median_interval(ratios)
-    best = min(times[subject])
-    return paired.Paired(
-        name=name,
-        subject_us=best,
-        baseline_us=min(times[baseline]),
-        ratio=statistics.median(ratios),
-        ratio_low=low,
-        ratio_high=high,
-        rounds=rounds,
-        copy_share=None if bytes_moved is None else copy_us(bytes_moved) / best,
-    )
+    copied = None if bytes_moved is None else copy_us(bytes_moved)
+    return paired.interleaved(name, subject, baseline, lambda f: mean_call_us(f, calls[f]), rounds, copied)
 
 
 def gpu() -> dict[str, Any]:

@@ -6,22 +6,6 @@
 
 namespace {
 
-inline float absolute(float x) { return x < 0.0f ? -x : x; }
-
-inline float relu6(float x) { return clamp_float(x, 0.0f, 6.0f); }
-
-// exp of what is not positive never overflows.
-inline float sigmoid(float x) {
-  const float e = exp_nonpositive(-absolute(x));
-  return (x >= 0.0f ? 1.0f : e) / (1.0f + e);
-}
-
-inline float tanh_value(float x) {
-  const float e = exp_nonpositive(-2.0f * absolute(x));
-  const float t = (1.0f - e) / (1.0f + e);
-  return x < 0.0f ? -t : t;
-}
-
 template <class Function>
 void map_rows(const Function& function, int64_t count, const ConstNhwcImage& input, const NhwcImage& output,
               int64_t row_begin, int64_t row_end) {

@@ -95,4 +95,20 @@ PQK_HOST_DEVICE inline float exp_nonpositive(float x) {
   return p * power;
 }
 
+PQK_HOST_DEVICE inline float relu6(float x) { return clamp_float(x, 0.0f, 6.0f); }
+
+PQK_HOST_DEVICE inline float absolute(float x) { return x < 0.0f ? -x : x; }
+
+// exp of what is not positive never overflows.
+PQK_HOST_DEVICE inline float sigmoid(float x) {
+  const float e = exp_nonpositive(-absolute(x));
+  return (x >= 0.0f ? 1.0f : e) / (1.0f + e);
+}
+
+PQK_HOST_DEVICE inline float tanh_value(float x) {
+  const float e = exp_nonpositive(-2.0f * absolute(x));
+  const float t = (1.0f - e) / (1.0f + e);
+  return x < 0.0f ? -t : t;
+}
+
 }  // namespace pqk

@@ -37,17 +37,7 @@ class PyEngine {
     without_gil([&] { engine_ = std::make_unique<Engine>(checked, device, wanted); });
   }
 
-  py::array run(const py::object& x, const py::object& out) const {
-    const py::array input = samples_.checked_input(x);
-    const py::ssize_t batch = input.shape(0);
-    py::array output = samples_.output(out, batch);
-    const float* from = static_cast<const float*>(input.data());
-    float* to = static_cast<float*>(output.mutable_data());
-    int64_t nan = -1;
-    without_gil([&] { nan = engine_->run(from, to, batch); });
-    check_no_nan(nan);
-    return output;
-  }
+  py::array run(const py::object& x, const py::object& out) const { return samples_.run(*engine_, x, out); }
 
   std::vector<std::tuple<std::string, std::string, double>> profile(const py::object& x, int repeats) const {
     const py::array input = samples_.input_to_profile(x, repeats);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/engine/graph.h"
+#include "python/gil.h"
 
 namespace pqk::python {
 
@@ -20,6 +21,9 @@ class Samples {
   pybind11::array input_to_profile(const pybind11::object& x, int repeats) const;
   // `out`, checked, or a new array where it is None.
   pybind11::array output(const pybind11::object& out, pybind11::ssize_t batch) const;
+  // What an engine makes of `x`, in `out` or in a new array, with the GIL released.
+  template <class Engine>
+  pybind11::array run(const Engine& engine, const pybind11::object& x, const pybind11::object& out) const;
 
  private:
   pybind11::array checked_output(const pybind11::object& out, pybind11::ssize_t batch) const;
@@ -29,5 +33,19 @@ class Samples {
 
 // Throws ValueError for the flat index of a NaN, if it is one.
 void check_no_nan(int64_t index);
+
+template <class Engine>
+pybind11::array Samples::run(const Engine& engine, const pybind11::object& x,
+                             const pybind11::object& out) const {
+  const pybind11::array input = checked_input(x);
+  const pybind11::ssize_t batch = input.shape(0);
+  pybind11::array result = output(out, batch);
+  const float* from = static_cast<const float*>(input.data());
+  float* to = static_cast<float*>(result.mutable_data());
+  int64_t nan = -1;
+  without_gil([&] { nan = engine.run(from, to, batch); });
+  check_no_nan(nan);
+  return result;
+}
 
 }  // namespace pqk::python

@@ -118,16 +118,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(
     double low, double high, int64_t quant_max, double grad_scale) {
   const Arguments arguments{input, residual, weight, bias, scale, zero_point, eps, low, high, quant_max};
   check(arguments);
-  check_place(grad_output, "grad_output");
-  check_like_input(grad_output, input, "grad_output");
   const int64_t channels = arguments.channels();
-  const bool normalizes = mean.numel() > 0;
-  if (normalizes) {
-    check_place(mean, "mean");
-    check_place(variance, "variance");
-    check_channels(mean, channels, "mean");
-    check_channels(variance, channels, "variance");
-  }
+  const bool normalizes = arguments.check_backward(grad_output, mean, variance, check_place);
   const Tensor grad_input = empty_dense(input);
   const bool stores_sum = residual.has_value() || !normalizes;
   const Tensor grad_sum = normalizes && stores_sum ? empty_dense(input) : new_floats(input, 0);

@@ -67,6 +67,20 @@ struct Arguments {
     check_quant_range(0, quant_max, 0, fake_quantize_detail::kCodeLimit, kOp);
   }
 
+  // Backward's; whether the forward pass normalized.
+  template <class CheckPlace>
+  bool check_backward(const Tensor& grad_output, const Tensor& mean, const Tensor& variance,
+                      const CheckPlace& check_place) const {
+    check_place(grad_output, "grad_output");
+    check_like_input(grad_output, input, "grad_output");
+    if (mean.numel() == 0) return false;
+    check_place(mean, "mean");
+    check_place(variance, "variance");
+    check_channels(mean, channels(), "mean");
+    check_channels(variance, channels(), "variance");
+    return true;
+  }
+
   // Forward's.
   template <class CheckPlace>
   void check_statistics(const std::optional<Tensor>& mean, const std::optional<Tensor>& variance,

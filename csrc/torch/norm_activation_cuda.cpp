@@ -86,16 +86,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_cuda(
   const Arguments arguments{input, residual, weight, bias, scale, zero_point, eps, low, high, quant_max};
   const auto check_place = same_device_as(input);
   arguments.check(check_place);
-  check_place(grad_output, "grad_output");
-  check_like_input(grad_output, input, "grad_output");
   const int64_t channels = arguments.channels();
-  const bool normalizes = mean.numel() > 0;
-  if (normalizes) {
-    check_place(mean, "mean");
-    check_place(variance, "variance");
-    check_channels(mean, channels, "mean");
-    check_channels(variance, channels, "variance");
-  }
+  const bool normalizes = arguments.check_backward(grad_output, mean, variance, check_place);
   const Tensor grad_input = empty_dense(input);
   const bool has_sum = normalizes && residual.has_value();
   const Tensor grad_sum = has_sum ? empty_dense(input) : new_floats(input, 0);

@@ -41,20 +41,6 @@ PQK_DEVICE void run(const FloatAffine& s, const Frame& frame, const Team& team) 
   });
 }
 
-PQK_DEVICE float relu6(float x) { return clamp_float(x, 0.0f, 6.0f); }
-
-// exp of what is not positive never overflows.
-PQK_DEVICE float sigmoid(float x) {
-  const float e = exp_nonpositive(-fabsf(x));
-  return (x >= 0.0f ? 1.0f : e) / (1.0f + e);
-}
-
-PQK_DEVICE float tanh_value(float x) {
-  const float e = exp_nonpositive(-2.0f * fabsf(x));
-  const float t = (1.0f - e) / (1.0f + e);
-  return x < 0.0f ? -t : t;
-}
-
 PQK_DEVICE float map_value(FloatMap function, float x) {
   switch (function) {
     case FloatMap::kRelu:
