@@ -81,7 +81,7 @@ class PQKConfig(Checked):
         total_steps: training steps of both phases together.
         phase1_fraction: share of ``total_steps`` spent in phase 1 (prune and quantize).
         warmup_fraction: share of phase 1, at its start, in which nothing is pruned. Its batches give the ranges of
-            activations; with 0 they come from prepare's ``example_inputs`` alone, which should then be many.
+            activations; where nothing is float, the first batch does, unless the model was calibrated before.
         float_fraction: share of phase 1, at its start, in which nothing is quantized, though pruned; the warm-up is
             float in any case. 1 prunes the float network through all of phase 1, and quantization begins with phase 2.
         ramp_end: share of phase 1 after which the sparsity no longer grows.

@@ -25,6 +25,7 @@ from pqk_ext.nn.batch_norm import RoleBatchNorm
 from pqk_ext.nn.layers import one_a_weight
 from pqk_ext.prune import compute_masks, cubic_sparsity
 from pqk_ext.quant import SMALLEST_SCALE
+from pqk_ext.ranges import observe_first
 
 if TYPE_CHECKING:
     from pqk_ext.preparation.model import PreparedModel
@@ -138,10 +139,7 @@ class PQKController(nn.Module):
         return [layer for layer in self.prunable_layers() if layer not in self.ranked_elsewhere]
 
     def metrics(self) -> dict[str, float]:
-        """Parts of the last loss (``loss``, ``student_ce``, ``kd``, ``teacher_ce``, ``extra``), sparsity and phase.
-
-        With a size penalty also ``coded_kb``: the estimate that it is taken of.
-        """
+        """The last ``loss``, ``student_ce``, ``kd``, ``teacher_ce``, ``extra``, ``coded_kb``; sparsity and phase."""
         parts = {name: float(value) for name, value in self._metrics.items()}
         return {**parts, "sparsity": self.sparsity, "phase": float(self.phase)}
 
@@ -205,6 +203,8 @@ class PQKController(nn.Module):
         if not self._model.training:
             raise RuntimeError("model.pqk.loss needs training mode: call model.train() first")
         role = self.student_role
+        if self._observing and role is Role.STUDENT:
+            observe_first(self._model, x)
 
         def student() -> tuple[Tensor, Tensor | float]:
             output = self._model.run(x, role, role is not Role.STUDENT and self._observing, taps=taps)
@@ -316,7 +316,8 @@ class PQKController(nn.Module):
         self._step = step
         self._pruning = step >= c.warmup_steps
         self._quantizing = step >= c.float_steps
-        self._observing = step == c.float_steps - 1 or step % _OBSERVE_INTERVAL == 0
+        looks = step % _OBSERVE_INTERVAL == 0 or step == c.float_steps - 1
+        self._observing = step == 0 if self._quantizing else looks
         self._phase = 1 if step < c.phase1_steps else 2
         self._distilling = step >= c.phase1_steps + c.kd_warmup_steps
 

@@ -12,6 +12,7 @@ import typer
 from pqk_ext.cli.failures import ExitCode, Failure
 from pqk_ext.cli.options import JsonPath
 from pqk_ext.cli.output import check_json, emit, progress_bar, table
+from pqk_ext.cli.train_recipe import check_device
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -47,6 +48,9 @@ def compare(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of all arms; may be repeated.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="Where all cells train: cpu, cuda or cuda:N.")
+    ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at a time, each with one thread.")] = 1,
     run: Annotated[
         bool, typer.Option("--run/--no-run", help="--no-run: only tables of the cells that are done.")
@@ -61,7 +65,11 @@ def compare(
     check_json(json)
     from pqk_ext.compare import run_experiment
 
-    chosen = _read(experiment, methods, seeds).changed(seeds=seeds, overrides=_overrides(changes, data), budget=budget)
+    chosen = _read(experiment, methods, seeds).changed(
+        seeds=seeds, overrides=_overrides(changes, data), budget=budget, device=device
+    )
+    if run:
+        check_device(chosen.device)
     try:
         with progress_bar() as bar:
             shown = _Shown(bar)

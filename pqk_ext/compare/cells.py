@@ -29,11 +29,13 @@ class Cell:
         arm: what runs.
         seed: its seed.
         directory: of the run.
+        device: where it trains.
     """
 
     arm: Arm
     seed: int
     directory: Path
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -58,7 +60,8 @@ class Cell:
 
     def _words(self, directory: Path, overrides: Mapping[str, Any]) -> list[str]:
         start = ["train", "--recipe", self.arm.recipe, "--run-dir", str(directory), "--seed", str(self.seed)]
-        return [*start, *set_words(overrides)]
+        where = [] if self.device == "cpu" else ["--device", self.device]
+        return [*start, *where, *set_words(overrides)]
 
     @property
     def done(self) -> bool:
@@ -116,14 +119,14 @@ def _check_budgets(experiment: Experiment, recipes: Mapping[str, Recipe]) -> Non
 def make_cells(experiment: Experiment, directory: Path) -> list[Cell]:
     """All cells, seed by seed, so that whatever is done first can be compared already."""
     return [
-        Cell(arm, seed, directory / "cells" / arm.name / f"seed{seed}")
+        Cell(arm, seed, directory / "cells" / arm.name / f"seed{seed}", experiment.device)
         for seed in range(experiment.seeds)
         for arm in experiment.arms.values()
     ]
 
 
 def check_recipes(cells: Sequence[Cell], recipes: Mapping[str, Recipe]) -> None:
-    """Refuses results of other recipes.
+    """Refuses results of other recipes, or from another kind of device.
 
     What the recipes say counts, not the commit that ran them: settings that a later version added have their defaults
     in an older result, and folders of data and weights may have moved.
@@ -135,7 +138,10 @@ def check_recipes(cells: Sequence[Cell], recipes: Mapping[str, Recipe]) -> None:
     for cell in cells:
         if not cell.done:
             continue  # if it was begun, `pqk train` compares
-        changes = _changes(cell.result().get("recipe", {}), recipes[cell.arm.name])
+        result = cell.result()
+        changes = _changes(result.get("recipe", {}), recipes[cell.arm.name])
+        trained, trains = result.get("device", "cpu"), cell.device.partition(":")[0]
+        changes += [f"device: {trained!r} then, {trains!r} now"] if trained != trains else []
         if changes:
             raise ResumeMismatchError(
                 f"{cell.name}: the result in {cell.directory} is of another recipe ({'; '.join(changes)}); "

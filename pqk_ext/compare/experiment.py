@@ -20,7 +20,7 @@ __all__ = ["Arm", "Experiment", "expand", "from_methods", "read_experiment", "se
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}")
 _PLAIN = re.compile(r"[A-Za-z_/$][\w./:$+-]*( [\w./$+-]+)*")  # texts that need no quotes in YAML, but for such as true
-_FIELDS = ("title", "about", "seeds", "set", "arms", "compare")
+_FIELDS = ("title", "about", "seeds", "device", "set", "arms", "compare")
 _ARM_FIELDS = ("recipe", "set", "network", "budget")
 _FREE = "free"
 
@@ -55,6 +55,7 @@ class Experiment:
         seeds: how many; they are 0, 1, ...
         arms: by name.
         pairs: names of rows, first minus second. A row is an arm or, where it makes several networks, ``arm/network``.
+        device: where the cells train: ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
     title: str
@@ -62,6 +63,7 @@ class Experiment:
     seeds: int
     arms: dict[str, Arm]
     pairs: list[tuple[str, str]]
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if not self.title.strip():
@@ -72,7 +74,12 @@ class Experiment:
             raise ValueError("arms: expected at least one, got none")
 
     def changed(
-        self, *, seeds: int | None = None, overrides: Mapping[str, Any] | None = None, budget: int | None = None
+        self,
+        *,
+        seeds: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        budget: int | None = None,
+        device: str | None = None,
     ) -> Experiment:
         """The same with other values: ``overrides`` for all arms, ``budget`` steps for those that are not free."""
         arms = {}
@@ -81,7 +88,9 @@ class Experiment:
             if budget is not None and not arm.free:
                 values["training.steps"] = budget
             arms[name] = dataclasses.replace(arm, overrides=values)
-        return dataclasses.replace(self, arms=arms, seeds=self.seeds if seeds is None else seeds)
+        return dataclasses.replace(
+            self, arms=arms, seeds=self.seeds if seeds is None else seeds, device=device or self.device
+        )
 
     def to_yaml(self) -> str:
         """The text of a file that :func:`read_experiment` reads as this."""
@@ -93,6 +102,7 @@ class Experiment:
             values |= {"budget": _FREE} if arm.free else {}
             arms[arm.name] = values
         content: dict[str, Any] = {"title": self.title} | ({"about": self.about} if self.about else {})
+        content |= {"device": self.device} if self.device != "cpu" else {}
         content |= {"seeds": self.seeds, "arms": arms, "compare": [list(pair) for pair in self.pairs]}
         return str(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True))
 
@@ -142,7 +152,7 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment:
 
     An arm may also have ``network`` (which of several networks) and ``budget: free`` (other steps than the rest); a
     recipe that ends in ``.yaml`` is a file beside this one. Beside ``arms``, ``set`` holds settings of all arms that do
-    not say otherwise.
+    not say otherwise, and ``device: cuda`` trains all of them there.
 
     Raises:
         OSError: it cannot be read.
@@ -156,6 +166,7 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment:
         ("title", str),
         ("about", str),
         ("seeds", int),
+        ("device", str),
         ("set", dict),
         ("arms", dict),
         ("compare", list),
@@ -165,9 +176,8 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment:
     arms = {name: _read_arm(document, name, path.parent) for name in values["arms"]}
     pairs = [_read_pair(document, index, arms) for index in range(len(values.get("compare", [])))]
     try:
-        return Experiment(
-            title=values["title"], about=values.get("about", ""), seeds=values["seeds"], arms=arms, pairs=pairs
-        )
+        plain = {key: values[key] for key in ("title", "about", "seeds", "device") if key in values}
+        return Experiment(arms=arms, pairs=pairs, **plain)
     except ValueError as error:
         raise ValueError(f"{document.place(str(error).partition(':')[0])}{error}") from error
 

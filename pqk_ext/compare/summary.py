@@ -56,6 +56,7 @@ def summarize(
         "seeds": experiment.seeds,
         "versions": _versions(),
         "machine": machine(),
+        "device": experiment.device,
         "latency": None if latencies is None else {key: latencies[key] for key in ("rounds", "others")},
         "experiment": experiment.to_yaml(),
         "arms": {

@@ -50,8 +50,10 @@ def _conditions(summary: Summary) -> str:
     count = "" if summary["complete"] else f" ({done} of {len(summary['cells'])} cells so far)"
     seeds = f"{summary['seeds']} seed{'s' if summary['seeds'] > 1 else ''}{count}"
     machine, versions = summary["machine"], summary["versions"]
+    device = summary.get("device", "cpu")
+    trained = "" if device == "cpu" else f"Trained on {device}. "
     text = (
-        f"{seeds}, mean \u00b1 standard deviation; accuracy after the last step, of the written file. "
+        f"{seeds}, mean \u00b1 standard deviation; accuracy after the last step, of the written file. {trained}"
         f"{machine['cpu']}, pqk_ext {versions['pqk_ext']}, torch {versions['torch']}."
     )
     if summary["latency"] is not None:

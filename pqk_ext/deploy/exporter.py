@@ -8,15 +8,14 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from pqk_ext.codebook import shared_layers
 from pqk_ext.config import PQKConfig
 from pqk_ext.deploy.lower import lower
 from pqk_ext.deploy.lower_float import lower_float
-from pqk_ext.nn import Role
 from pqk_ext.preparation import PreparedModel, prepare
+from pqk_ext.ranges import observe
 from pqk_ext.runtime.format import SPEED_TOLERANCE, write
 from pqk_ext.runtime.graph import Graph
 from pqk_ext.wrappers import unwrap
@@ -44,20 +43,16 @@ def calibrate(model: PreparedModel, calibration: Batches) -> None:
     Raises:
         ValueError: no batch, or values that are not finite.
     """
-    training = model.training
-    model.eval()
     for quantizer in model.pqk.quantizers():
         quantizer.reset()
     count = 0
-    with torch.no_grad():
-        for batch in _inputs(calibration):
-            model.run(batch, Role.PRUNED, observe=True)
-            count += 1
+    for batch in _inputs(calibration):
+        observe(model, batch)
+        count += 1
     if count == 0:
         raise ValueError("calibration must give at least one batch, got none")
     for layer in model.pqk.layers():
         layer.initialize_scale()
-    model.train(training)
 
 
 def quantize_post_training(

@@ -184,7 +184,7 @@ def run(
 
     Returns:
         What ``directory/result.json`` holds: ``recipe``, ``seed``, ``networks`` (by name, what
-        :func:`pqk_ext.methods.result.deploy` measures), ``steps``, ``extra_steps``, ``seconds``, ``facts``.
+        :func:`pqk_ext.methods.result.deploy` measures), ``steps``, ``extra_steps``, ``seconds``, ``device``, ``facts``.
 
     Raises:
         ResumeMismatchError: the directory holds a run of another recipe or seed.
@@ -208,6 +208,7 @@ def run(
         "steps": recipe.training.steps,
         "extra_steps": work.extra_steps,
         "seconds": work.seconds,
+        "device": device.type,
         "facts": work.facts,
     }
     replace_file(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())

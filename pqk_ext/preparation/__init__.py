@@ -19,6 +19,7 @@ from pqk_ext.preparation.model import PreparedModel
 from pqk_ext.preparation.states import add_state_checks
 from pqk_ext.preparation.taps import Tap, find_taps, stage_outputs
 from pqk_ext.preparation.tracing import UnsupportedOperator, check_example_inputs, trace
+from pqk_ext.ranges import observe
 
 __all__ = [
     "Block",
@@ -183,7 +184,7 @@ def prepare(
     prepared.pqk = PQKController(prepared, config)
     add_state_checks(prepared)
     prepared.float_names = tuple(model.state_dict())
-    prepared.eval()
-    with torch.no_grad():
-        prepared.run(example_inputs, Role.FLOAT, observe=True)
+    observe(prepared, example_inputs, Role.FLOAT)
+    for quantizer in prepared.pqk.quantizers():
+        quantizer.reset()  # keeps its range until training or calibration gives another
     return prepared.train()

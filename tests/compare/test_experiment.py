@@ -63,7 +63,7 @@ def test_what_is_written_is_read_as_the_same(tmp_path: Path) -> None:
         ("seeds: 3", "seeds: true", "3:1: seeds: expected a whole number, got True"),
         ("seeds: 3\n", "", "expected the key 'seeds', which is missing"),
         ("title: Teacher or none", "title: ''", "1:1: title: expected some text"),
-        ("compare:", "contrast:", "8:1: unknown key 'contrast'; known keys: title, about, seeds, set, arms, compare"),
+        ("compare:", "contrast:", "8:1: unknown key 'contrast'; known keys: title, about, seeds, device, set, arms, compare"),
         ("recipe: pqk}", "recip: pqk}", "5:11: unknown key 'recip'; did you mean 'recipe'?"),
         ("network: pqk", "network: 3", "6:70: network: expected text, got 3"),
         ("budget: free", "budget: 100", "6:84: budget: expected 'free', got 100"),
@@ -116,6 +116,18 @@ def test_changes_for_all_arms(tmp_path: Path) -> None:
     assert changed.arms["pqk"].overrides == {"training.lr": 0.5, "data": "x", "training.steps": 7}
     assert "training.steps" not in changed.arms["plain"].overrides  # its budget is free
     assert changed.arms["plain"].overrides["training.lr"] == 0.5
+
+
+def test_the_device_is_named_in_the_file_and_on_the_command_line_of_each_cell(tmp_path: Path) -> None:
+    plain = read_experiment(write(tmp_path, TEXT.replace("own.yaml", "/tmp/own.yaml")))
+    wanted = read_experiment(write(tmp_path, TEXT.replace("seeds: 3", "seeds: 3\ndevice: cuda:1")))
+    assert (plain.device, wanted.device) == ("cpu", "cuda:1")
+    assert "device" not in plain.to_yaml()
+    assert read_experiment(write(tmp_path, plain.changed(device="cuda").to_yaml())).device == "cuda"
+    assert not any("--device" in cell.words for cell in make_cells(plain, tmp_path))
+    for cell in make_cells(wanted, tmp_path):
+        assert cell.words[cell.words.index("--device") + 1] == "cuda:1"
+        assert "--device cuda:1" in cell.command
 
 
 def test_arms_must_cost_the_same() -> None:

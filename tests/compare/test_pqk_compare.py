@@ -74,6 +74,7 @@ def test_interrupted_and_resumed_as_if_never_stopped(tmp_path: Path, capfd: pyte
         (["--methods", "pqk", "--set", "training.stepz=3"], "training: unknown key 'stepz'"),
         (["--methods", "pqk", "--budget", "0"], "--budget"),
         (["--methods", "pqk", "--seeds", "0"], "--seeds"),
+        (["--methods", "pqk", "--device", "tpu"], "--device: expected 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
         (["--methods", "pqk,pqk:training.steps=3"], "training.steps: expected the same in all arms"),
     ],
 )

@@ -136,6 +136,21 @@ def test_a_failed_cell_is_reported_and_tried_again(folder: Path) -> None:
     assert "Failed" not in (folder / "summary.md").read_text()
 
 
+def test_cells_from_another_kind_of_device_are_not_mixed(folder: Path) -> None:
+    summary = run(folder, experiment(1).changed(device="cpu"))
+    assert "Trained on" not in (folder / "summary.md").read_text()
+    with pytest.raises(ResumeMismatchError, match="device: 'cpu' then, 'cuda' now"):
+        run(folder, experiment(2).changed(device="cuda:1"))
+    for cell in summary["cells"]:
+        path = folder / "cells" / cell["arm"] / "seed0" / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"device": "cuda"}))
+    summary = run(folder, experiment(1).changed(device="cuda:1"))
+    assert summary["device"] == "cuda:1"
+    assert "Trained on cuda:1." in (folder / "summary.md").read_text()
+    with pytest.raises(ResumeMismatchError, match="device: 'cuda' then, 'cpu' now"):
+        run(folder, experiment(1))
+
+
 def test_cells_of_another_recipe_are_not_mixed(folder: Path) -> None:
     run(folder, experiment(1))
     changed = from_methods(["pqk:pqk.sparsity=0.5"], seeds=1)
