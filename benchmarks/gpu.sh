@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that a GPU is needed for, in less than nine minutes, without network: build from this tree, the tests
-# marked `cuda`, compute-sanitizer, the benchmarks, and PQK's CIFAR-10 recipe.
+# Everything that a GPU is needed for, without network: build from this tree, the tests marked `cuda`,
+# compute-sanitizer, the benchmarks, and PQK's CIFAR-10 recipe. The limits of the stages make nine minutes in all.
 #
 #   benchmarks/gpu.sh                    all stages
 #   benchmarks/gpu.sh build tests        some of them
