@@ -44,6 +44,7 @@ PROMISES = (
     Promise(r"\bsum_by_(block|warp)<", (LOADS_16,)),
     Promise(r"\bint8_matrix_kernel<.*VectorLoader>", (TENSOR_CORES, ASYNC_COPIES, MATRIX_LOADS, STORES_16)),
     Promise(r"\bint8_matrix_kernel<.*GatherLoader>", (TENSOR_CORES, ASYNC_COPIES, MATRIX_LOADS, STORES_16)),
+    Promise(r"\bsparse_matrix_kernel<", (SPARSE_TENSOR_CORES, ASYNC_COPIES, MATRIX_LOADS, STORES_16)),
     Promise(r"\bint8_vector_kernel<", (DOT_PRODUCTS, LOADS_16)),
     Promise(r"\bint8_depthwise_kernel", (DOT_PRODUCTS, LOADS_16)),
     Promise(r"\bcuda::\(anonymous namespace\)::quantize_kernel<(un)?signed char, 4,", (LOADS_16,)),

@@ -1,8 +1,9 @@
 """Integer layers on a GPU, batch 128: against torch's int8 product, cuDNN, cuBLAS and torch's 2:4 kernels.
 
-`python benchmarks/gpu/bench_int8_cuda.py` takes the layers of `../ops/shapes.txt` and square products, and writes
-`benchmarks/results/gpu/int8.json` as it goes. A peer that torch cannot run is recorded with its reason. Each call is
-one CUDA graph, so that launches, which a network's graph has not either, are not measured.
+`python benchmarks/gpu/bench_int8_cuda.py` takes the layers of `../ops/shapes.txt` and square products, these with 2:4
+weights too, and writes `benchmarks/results/gpu/int8.json` as it goes. Operations are counted as of dense weights. A
+peer that torch cannot run is recorded with its reason. Each call is one CUDA graph, so that launches, which a network's
+graph has not either, are not measured.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import torch.nn.functional as F
 from layers import Layer
 
 from pqk_ext import build_info
-from pqk_ext.ops import int8_conv2d, int8_linear
+from pqk_ext.ops import int8_conv2d, int8_linear, int8_semi_structured_linear, semi_structured_compress
 
 STEM = "gpu/int8"
 BATCH = 128
 SQUARES = (1024, 2048, 4096)  # sizes of linear layers of as many rows, inputs and outputs
+FEW_ROWS = 16  # of a layer whose time is that of reading its weight
 Call = Callable[[], Any]
 
 
@@ -64,6 +66,12 @@ def conv_calls(layer: Layer) -> dict[str, Callable[[], Call]]:
     return {"pqk": ours, "cuDNN bf16": cudnn}
 
 
+def two_four(rows: int, columns: int) -> torch.Tensor:
+    weight = codes(rows, columns)
+    weight.view(rows, -1, 4)[..., 2:] = 0
+    return weight
+
+
 def linear_calls(rows: int, inputs: int, outputs: int) -> dict[str, Callable[[], Call]]:
     def ours() -> Call:
         x, weight, (multiplier, bias) = (
@@ -82,12 +90,23 @@ def linear_calls(rows: int, inputs: int, outputs: int) -> dict[str, Callable[[],
         return lambda: F.linear(x, weight)
 
     def two_of_four() -> Call:
-        x, weight = codes(rows, inputs), codes(outputs, inputs)
-        weight.view(outputs, -1, 4)[..., 2:] = 0
-        packed = torch.sparse.to_sparse_semi_structured(weight)
+        x, packed = codes(rows, inputs), torch.sparse.to_sparse_semi_structured(two_four(outputs, inputs))
         return lambda: torch.mm(packed, x.t())
 
     return {"pqk": ours, "torch._int_mm": int_mm, "cuBLAS bf16": bf16, "torch 2:4 int8": two_of_four}
+
+
+def two_four_calls(rows: int, inputs: int, outputs: int) -> dict[str, Callable[[], Call]]:
+    """The sparse layer, against our dense one and against who else can do either."""
+    dense = linear_calls(rows, inputs, outputs)
+
+    def ours() -> Call:
+        x, (multiplier, bias) = codes(rows, inputs, dtype=torch.uint8), constants(outputs)
+        values, indices = semi_structured_compress(two_four(outputs, inputs))
+        return lambda: int8_semi_structured_linear(x, values, indices, multiplier, bias, input_zero_point=0)
+
+    peers = {who: dense[who] for who in ("torch._int_mm", "torch 2:4 int8")}
+    return {"pqk": ours, "pqk dense": dense["pqk"], **peers}
 
 
 def measure(name: str, makers: dict[str, Callable[[], Call]], operations: float) -> dict[str, Any]:
@@ -121,6 +140,9 @@ def main() -> None:
         paired.merge_results(STEM, "rows", {row["name"]: row for row in rows}, **paired_cuda.gpu(), build=build_info())
     for size in SQUARES:
         rows.append(measure(f"linear {size}", linear_calls(size, size, size), 2.0 * size**3))
+        rows.append(measure(f"linear 2:4 {size}", two_four_calls(size, size, size), 2.0 * size**3))
+        few = two_four_calls(FEW_ROWS, size, size)
+        rows.append(measure(f"linear 2:4 {size}, {FEW_ROWS} rows", few, 2.0 * FEW_ROWS * size**2))
         paired.merge_results(STEM, "rows", {row["name"]: row for row in rows}, **paired_cuda.gpu(), build=build_info())
     for row in rows:
         if "failed" in row:

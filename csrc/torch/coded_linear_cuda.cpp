@@ -68,7 +68,7 @@ Tensor coded_linear_cuda(const Tensor& input, const Tensor& payload, const Tenso
   } else {
     const ChannelConstants constants(multipliers, biases, out_features, input, kOp);
     cuda::Int8Conv2d dense =
-        cuda_job(input, linear_shape(out.rows, in_features, out_features), 1, constants, epilogue);
+        cuda_job(input, linear_layer_shape(out.rows, in_features, out_features), 1, constants, epilogue);
     dense.input = as_column(inputs, in_features);
     dense.residual = job.residual;
     dense.output = output.mutable_data_ptr();

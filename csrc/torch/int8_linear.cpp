@@ -33,7 +33,7 @@ Tensor int8_linear_cpu(const Tensor& input, const Tensor& weight, const Tensor& 
     residuals = torch::stable::contiguous(*residual);
     residual_codes = as_column(*residuals, out_features);
   }
-  const Conv2dShape shape = linear_shape(rows, in_features, out_features);
+  const Conv2dShape shape = linear_layer_shape(rows, in_features, out_features);
   int8_conv2d_batch(shape, conv2d_constants(weights, multipliers, biases, epilogue, residual.has_value()), 1,
                     as_column(inputs, in_features), residual.has_value() ? &residual_codes : nullptr,
                     output.mutable_data_ptr(), TorchParallel());

@@ -20,14 +20,4 @@ inline StridedCodes as_column(const Tensor& codes, int64_t features) {
   return {codes.const_data_ptr<uint8_t>(), 0, 1, features, features};
 }
 
-inline Conv2dShape linear_shape(int64_t rows, int64_t in_features, int64_t out_features) {
-  Conv2dShape shape{};
-  shape.in_channels = in_features, shape.out_channels = out_features;
-  shape.in_height = shape.out_height = rows;
-  shape.in_width = shape.out_width = 1;
-  shape.kernel_height = shape.kernel_width = shape.stride_height = shape.stride_width = 1;
-  shape.dilation_height = shape.dilation_width = shape.groups = 1;
-  return shape;
-}
-
 }  // namespace pqk::torch_ops

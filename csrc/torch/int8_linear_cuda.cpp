@@ -20,7 +20,7 @@ Tensor int8_linear_cuda(const Tensor& input, const Tensor& weight, const Tensor&
   check_epilogue(epilogue, kOp);
   const LinearOutput out(input, out_features);
   cuda::Int8Conv2d job =
-      cuda_job(input, linear_shape(out.rows, in_features, out_features), 1, constants, epilogue);
+      cuda_job(input, linear_layer_shape(out.rows, in_features, out_features), 1, constants, epilogue);
   std::optional<Tensor> residuals;
   if (residual.has_value()) {
     check_same_device(*residual, input, kOp, "residual");

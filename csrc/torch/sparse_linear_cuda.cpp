@@ -29,7 +29,7 @@ Tensor int8_sparse_linear_cuda(const Tensor& input, const Tensor& crow_indices, 
   const ChannelConstants constants(multiplier, bias, csr.rows, input, kOp);
   const LinearOutput out(input, csr.rows);
   const int64_t in = input.size(input.dim() - 1);
-  cuda::Int8Conv2d job = sparse_int8_job(input, linear_shape(out.rows, in, csr.rows), 1, csr, constants,
+  cuda::Int8Conv2d job = sparse_int8_job(input, linear_layer_shape(out.rows, in, csr.rows), 1, csr, constants,
                                          {input_zero_point, quant_min, quant_max, 0.0, 0, float_output}, kOp);
   const Tensor inputs = torch::stable::contiguous(input);
   job.input = as_column(inputs, in);

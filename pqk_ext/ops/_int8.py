@@ -49,8 +49,8 @@ def epilogue_arguments(kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
 def sample_constants(weight: Tensor, input_zero_point: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """``multiplier`` (of both signs) and ``bias`` that spread random codes over the whole output range."""
     channels = weight.shape[0]
-    spread = 74.0 * weight.double().reshape(channels, -1).square().sum(1).sqrt().clamp(min=1.0)
-    mean = (127.5 - input_zero_point) * weight.double().reshape(channels, -1).sum(1)
+    spread = 74.0 * weight.double().flatten(1).square().sum(1).sqrt().clamp(min=1.0)
+    mean = (127.5 - input_zero_point) * weight.double().flatten(1).sum(1)
     sign = torch.randint(0, 2, (channels,), generator=generator) * 2 - 1
     multiplier = (sign * 50.0 / spread).float()
     return multiplier, (128.0 - mean * multiplier).float()

@@ -25,6 +25,7 @@ arch = sm_90
         /*0020*/                   IMMA.16832.U8.S8 R4, R8.ROW, R12.COL, R4 ;
 		Function : _ZN3pqk4cuda3badEPf
         /*0010*/                   LDG.E R4, desc[UR4][R2.64] ;
+        /*0018*/                   IMMA.SP.16864.S8.U8 R4, R8.ROW, R12.COL, R4, R2, 0x0 ;
         /*0020*/               @P1 STL.64 [R1+0x8], R2 ;
 """
 
@@ -47,12 +48,14 @@ def test_finds_broken_promises(tool: Any) -> None:
         ("pqk::cuda::bad(float*)", "sm_90"),
     ]
     assert kernels[0].instructions == {"LDC": 1, "LDG.E.128": 1, "IMMA.16832.U8.S8": 1}
+    spill = "pqk::cuda::bad(float*) on sm_90 has 1 accesses to local memory"
+    assert tool.broken(kernels, (tool.Promise("bad", (tool.SPARSE_TENSOR_CORES,)),)) == [spill]
     promise = tool.Promise("good|bad|absent", (tool.LOADS_16, tool.TENSOR_CORES))
     assert tool.broken(kernels, (promise, tool.Promise("absent", ()))) == [
         f"pqk::cuda::bad(float*) on sm_90 has no {tool.LOADS_16}",
         f"pqk::cuda::bad(float*) on sm_90 has no {tool.TENSOR_CORES}",
         "no kernel matches absent",
-        "pqk::cuda::bad(float*) on sm_90 has 1 accesses to local memory",
+        spill,
     ]
 
 
