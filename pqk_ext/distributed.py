@@ -8,15 +8,19 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pqk_ext.ranges import observe_first
 from pqk_ext.training.errors import ProcessesDifferError
 from pqk_ext.training.replicas import copy_back, differing_tensors, digests, split_by_dtype
+
+if TYPE_CHECKING:
+    from pqk_ext.preparation.model import PreparedModel
 
 __all__ = ["Objective", "check_in_sync", "gathered", "shard", "synchronize"]
 
@@ -32,7 +36,7 @@ class Objective(nn.Module):
 
     ``find_unused_parameters=True`` is needed: the teacher's batch norms and head have no gradient in phase 1, the step
     sizes none in the warm-up (so no ``static_graph=True``). Gradient accumulation under ``no_sync()`` works as usual.
-    Activation ranges of the warm-up are those of process 0 from the first quantized step on.
+    Activation ranges are those that process 0 has observed, from the first quantized step on.
 
     For parameters divided among the processes use :func:`shard`; the older ``FullyShardedDataParallel`` refuses
     scalars, as step sizes of activations are.
@@ -62,6 +66,7 @@ class Objective(nn.Module):
         """``model.pqk.loss(x, y, criterion)``."""
         controller: Any = self.model.pqk
         if controller.quantizing and not self._ranges_shared:
+            observe_first(cast("PreparedModel", self.model), x)
             observed = nn.ModuleList(controller.quantizers())
             _share(observed.state_dict(keep_vars=True).values(), self._process_group)
             self._ranges_shared = True

@@ -86,7 +86,7 @@ def fit(
     A run that was stopped, killed or cut off goes on from its newest checkpoint when it is started again with the same
     arguments, and ends with the same bits as one that was never stopped (with equal versions, thread count and device;
     what differs is an error that names it; on a GPU as far as torch's own kernels repeat their results). The global
-    random generators are seeded with ``seed``, and memory once used stays with the process
+    random generators are seeded with ``seed``, and memory once used stays with the process for some hundred steps
     (:func:`pqk_ext.training.keep_freed_memory`).
 
     ``run_dir`` gets ``metrics.jsonl``, with PQK ``diagnostics.jsonl`` (:func:`pqk_ext.diagnostics.diagnose` of 64

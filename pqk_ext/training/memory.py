@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "trim_freed_memory"]
 
 # <malloc.h>
 _M_TRIM_THRESHOLD = -1
@@ -25,6 +25,8 @@ def keep_freed_memory() -> bool:
     stays as large as its peak (tensors over 32 MiB are still mapped one by one), so that the resident size of the
     process does not fall after training. :func:`pqk_ext.fit` and the commands that train call it.
 
+    Holes between tensors grow in a long run all the same: see :func:`trim_freed_memory`.
+
     Does nothing where the C library is not glibc, and where the environment sets malloc's thresholds
     (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_MMAP_MAX_``, ``GLIBC_TUNABLES``) or preloads an
     allocator. Calling it again changes nothing.
@@ -37,6 +39,17 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def trim_freed_memory() -> None:
+    """Gives the pages of freed memory back to the system, once; the next tensors are faulted in again.
+
+    Before glibc 2.38 an aligned block that was freed is too small for the next one of its size, so that the heap of a
+    training grows hole by hole: ResNet-20's from 1.6 GB to 10 GB in 5,000 steps. Every few hundred steps this keeps it
+    small for a few thousandths of the time. Does nothing where :func:`keep_freed_memory` does nothing.
+    """
+    if sys.platform.startswith("linux") and _is_plain_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_plain_glibc() -> bool:

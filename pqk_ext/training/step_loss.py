@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pqk_ext.preparation.model import PreparedModel
+from pqk_ext.training.memory import trim_freed_memory
 from pqk_ext.training.settings import Settings
 from pqk_ext.training.trainee import Driver, Trainee
 
 __all__ = ["StepLoss"]
 
+_TRIM_INTERVAL = 256  # backward passes
 _EAGER_STEPS = 3  # before a capture: libraries choose and allocate in their first calls
 
 
@@ -39,6 +41,7 @@ class StepLoss:
             self._loss = torch.compile(driver.loss)
         self._graphs = _Graphs(model, self._eager) if settings.cuda_graphs else None
         self._done = False
+        self._backwards = 0
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss; of a graph also the gradients."""
@@ -47,9 +50,12 @@ class StepLoss:
         return graphs(x, y) if graphs is not None and self._done else self._eager(x, y)
 
     def backward(self, loss: Tensor) -> None:
-        """The backward pass of the loss just computed."""
+        """The backward pass of the loss just computed; now and then what it has freed goes back to the system."""
         if not self._done:
             loss.backward()
+        self._backwards += 1
+        if self._backwards % _TRIM_INTERVAL == 0:
+            trim_freed_memory()
 
     def _eager(self, x: Tensor, y: Tensor) -> Tensor:
         with self._precision():

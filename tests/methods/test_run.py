@@ -95,5 +95,6 @@ def test_a_teacher_from_outside_takes_the_place_of_the_labels(tmp_path: Path) ->
         trainee.zero_grad()
         trainee.loss(x, labels).backward()
         gradients.append([p.grad.clone() for p in trainee.parameters() if p.grad is not None])
-    for first, second in zip(*gradients, strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
+    largest = max(float(gradient.abs().max()) for gradient in gradients[0])
+    for first, second in zip(*gradients, strict=True):  # a bias before batch norm has no gradient but for rounding
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5 * largest)

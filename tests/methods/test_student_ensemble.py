@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pqk_ext
 from pqk_ext import models, runtime
-from pqk_ext.deploy import compare, export
+from pqk_ext.deploy import calibrate, compare, export
 from pqk_ext.methods.student_ensemble import StudentEnsemble, StudentEnsembleSettings, branch_widths
 from pqk_ext.nn import Role
 from pqk_ext.preparation import PreparedModel, find_taps
@@ -34,7 +34,11 @@ def make_students(seed: int = 0, **config: object) -> list[PreparedModel]:
     settings = pqk_ext.PQKConfig(**values)  # type: ignore[arg-type]
     torch.manual_seed(seed)
     networks = [models.create("resnet8", stage_channels=width) for width in WIDTHS]
-    return [pqk_ext.prepare(network, settings, example_inputs=images(0)[0]) for network in networks]
+    students = [pqk_ext.prepare(network, settings, example_inputs=images(0)[0]) for network in networks]
+    for student in students:
+        if settings.float_steps == 0:
+            calibrate(student, images(0)[0])  # else the first batch would give the ranges
+    return students
 
 
 def make(seed: int = 0, settings: dict[str, object] | None = None, **config: object) -> StudentEnsemble:

@@ -16,8 +16,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pqk_ext.config import PQKConfig
+from pqk_ext.deploy import calibrate
 from pqk_ext.distributed import Objective, check_in_sync, gathered, shard, synchronize
-from pqk_ext.preparation import prepare
+from pqk_ext.preparation import PreparedModel, prepare
 from pqk_ext.training import ProcessesDifferError
 
 Start = Callable[[Callable[[], Any]], BaseProcess]
@@ -60,6 +61,13 @@ def network(batch_norm: bool = True) -> nn.Module:
     return nn.Sequential(*first, nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2))
 
 
+def prepared(batch_norm: bool, config: PQKConfig, x: Tensor) -> PreparedModel:
+    model = prepare(network(batch_norm), config, example_inputs=x[:2])
+    if config.float_steps == 0:
+        calibrate(model, x[:2])  # else the processes' first batches would give the ranges
+    return model
+
+
 def train(
     problem: Problem,
     config: PQKConfig = CONFIG,
@@ -73,7 +81,7 @@ def train(
 ) -> nn.Module:
     """The loop of a user: batches of 32, of which each process takes its part."""
     (x, y), _ = problem
-    model = prepare(network(batch_norm), config, example_inputs=x[:2])
+    model = prepared(batch_norm, config, x)
     objective: nn.Module = Objective(model)
     if size > 1:
         objective = DistributedDataParallel(objective, **{"find_unused_parameters": True, **wrapper})
@@ -129,7 +137,7 @@ def test_both_processes_hold_the_same_bits_in_all_phases(
 
 
 def test_two_processes_compute_what_one_does(both: Both, problem: Problem) -> None:
-    """Without batch norm, and with the ranges of the example inputs, the mean of the parts is the whole."""
+    """Without batch norm, and with the ranges of a calibration, the mean of the parts is the whole."""
     config = PQKConfig.from_dict(CONFIG.to_dict() | {"warmup_fraction": 0.0})
     alone = train(problem, config, batch_norm=False)
 
@@ -163,6 +171,23 @@ def test_warm_up_ranges_are_those_of_process_0(both: Both, problem: Problem) -> 
     both(run)
 
 
+def test_ranges_of_a_quantized_first_step_are_those_of_process_0(both: Both, problem: Problem) -> None:
+    (x, y), _ = problem
+    config = PQKConfig.from_dict(CONFIG.to_dict() | {"warmup_fraction": 0.0})
+    expected = prepare(network(), config, example_inputs=x[:2])
+    calibrate(expected, x[:32])
+
+    def run(rank: int) -> None:
+        model = prepare(network(), config, example_inputs=x[:2])
+        objective = DistributedDataParallel(Objective(model), find_unused_parameters=True)
+        for step in range(2):  # of one optimizer step
+            objective((1 + rank + 2 * step) * x[:32], y[:32]).backward()
+        found = zip(model.pqk.quantizers(), expected.pqk.quantizers(), strict=True)
+        assert all(torch.equal(a.scale, b.scale) and torch.equal(a.high, b.high) for a, b in found)
+
+    both(run)
+
+
 def test_what_differs_is_named_in_every_process(both: Both) -> None:
     def run(rank: int) -> None:
         model = prepare(network(), CONFIG, example_inputs=torch.zeros(2, 1, 6, 6))
@@ -189,7 +214,7 @@ def _train_divided(
     problem: Problem, config: PQKConfig, rank: int, batch_norm: bool, optimizer_class: Any, lr: float = 0.01
 ) -> nn.Module:
     (x, y), _ = problem
-    model = prepare(network(batch_norm), config, example_inputs=x[:2])
+    model = prepared(batch_norm, config, x)
     objective = shard(model)
     optimizer = optimizer_class(model.pqk.parameter_groups(lr=lr, weight_decay=1e-3))
     for step in range(config.total_steps):
@@ -206,7 +231,7 @@ def test_divided_parameters_train_as_whole_ones(both: Both, problem: Problem, op
     """FSDP2: parts of parameters in each process, and the same masks, phases and weights as in one process."""
     config = PQKConfig.from_dict(CONFIG.to_dict() | {"warmup_fraction": 0.0})
     (x, y), _ = problem
-    alone = prepare(network(False), config, example_inputs=x[:2])
+    alone = prepared(False, config, x)
     optimizer = optimizer_class(alone.pqk.parameter_groups(lr=0.01, weight_decay=1e-3))
     for step in range(config.total_steps):
         at = step % 8 * 32
