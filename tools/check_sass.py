@@ -52,6 +52,7 @@ PROMISES = (
     Promise(r"\bmask_kernel<(unsigned int, 4|unsigned long, 2|unsigned short, 8)>", (LOADS_16, STORES_16)),
     # Coded weights, whatever the codec; batch norm and what follows it; soft histograms.
     Promise(r"\bdecode_kernel<", (LOADS_16, STORES_16)),
+    Promise(r"\bbitmask_expand_kernel\(", (LOADS_16, STORES_16)),
     Promise(r"\bcoded_linear_kernel<", (LOADS_16, DOT_PRODUCTS)),
     Promise(r"\bcodebook_linear_kernel<", (LOADS_16,)),
     Promise(r"\bstatistics_kernel<4>", (LOADS_16,)),

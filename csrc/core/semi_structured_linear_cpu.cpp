@@ -4,35 +4,31 @@
 
 #include "core/isa_begin.h"
 
-namespace {
-
-// The two kept weights of a group, as bytes of a word, to their places in it.
-inline uint32_t expand(uint32_t kept, uint32_t indices) {
-  return (kept & 0xff) << 8 * (indices & 3) | kept >> 8 << 8 * (indices >> 2 & 3);
-}
-
-inline uint32_t kept_of(const int8_t* values, int64_t group) {
-  uint16_t kept;
-  std::memcpy(&kept, values + kGroupKept * group, sizeof kept);
-  return kept;
-}
-
-}  // namespace
-
-// Eight groups, whose indices are one word, are vector lanes.
+// A word of indices is that of eight groups, which are vector lanes. In a lane the two kept weights of a group,
+// as bytes of a word, come to their places in it.
 void expand_groups(const int8_t* values, const uint8_t* indices, int64_t groups, int8_t* dense) {
   constexpr int kLanes = 8;
-  int64_t group = 0;
-  for (; group + kLanes <= groups; group += kLanes) {
-    uint32_t word, kept[kLanes], out[kLanes];
-    std::memcpy(&word, indices + group / 2, sizeof word);
-    for (int i = 0; i < kLanes; ++i) kept[i] = kept_of(values, group + i);
-    for (int i = 0; i < kLanes; ++i) out[i] = expand(kept[i], word >> 4 * i);
-    std::memcpy(dense + kGroupSize * group, out, sizeof out);
-  }
-  for (; group < groups; ++group) {
-    const uint32_t out = expand(kept_of(values, group), indices[group / 2] >> 4 * (group % 2));
-    std::memcpy(dense + kGroupSize * group, &out, sizeof out);
+  using Words __attribute__((vector_size(4 * kLanes))) = uint32_t;
+  using Pairs __attribute__((vector_size(2 * kLanes))) = uint16_t;
+  constexpr Words kShifts = {0, 4, 8, 12, 16, 20, 24, 28};
+  for (int64_t group = 0; group < groups; group += kLanes) {
+    const size_t left = static_cast<size_t>(groups - group < kLanes ? groups - group : kLanes);
+    uint32_t word = 0;
+    Pairs pairs = {};
+    if (left == kLanes) {
+      std::memcpy(&word, indices + group / 2, sizeof word);
+      std::memcpy(&pairs, values + kGroupKept * group, sizeof pairs);
+    } else {
+      std::memcpy(&word, indices + group / 2, (left + 1) / 2);
+      std::memcpy(&pairs, values + kGroupKept * group, kGroupKept * left);
+    }
+    const Words kept = __builtin_convertvector(pairs, Words), places = (Words{} + word) >> kShifts;
+    const Words out = (kept & 0xff) << ((places << 3) & 24) | kept >> 8 << ((places << 1) & 24);
+    if (left == kLanes) {
+      std::memcpy(dense + kGroupSize * group, &out, sizeof out);
+    } else {
+      std::memcpy(dense + kGroupSize * group, &out, kGroupSize * left);
+    }
   }
 }
 

@@ -21,7 +21,7 @@ def decode_weight(payload: Tensor, *, codec: str, rows: int, row_size: int) -> T
 
     Args:
         payload: uint8 ``(n,)``.
-        codec: of the payload; one whose rows can be decoded by themselves. On CUDA ``raw``, ``packed``,
+        codec: of the payload; one whose rows can be decoded by themselves. On CUDA ``raw``, ``packed``, ``bitmask``,
             ``interleaved-huffman`` or ``interleaved-sparse-huffman``.
         rows: output channels of the weight.
         row_size: weights of an output channel.

@@ -15,6 +15,7 @@ from tests.ops.cuda_ops import CudaOps
 
 CODECS = ["raw", "packed", "interleaved-huffman", "interleaved-sparse-huffman"]
 STREAMS = CODECS[2:]
+DECODED = [*CODECS, "bitmask"]  # no layer multiplies with the last
 
 
 def spread(rows: int, row_size: int, width: float, density: float, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int8]]:
@@ -39,7 +40,7 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", DECODED)
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_decodes_as_the_cpu(cuda_ops: CudaOps, codec: str, name: str) -> None:
     weight = WEIGHTS[name]
@@ -47,7 +48,7 @@ def test_decodes_as_the_cpu(cuda_ops: CudaOps, codec: str, name: str) -> None:
     assert torch.equal(cuda_ops.call("decode_weight", payload, codec, *weight.shape), torch.tensor(weight))
 
 
-@pytest.mark.parametrize("codec", STREAMS)
+@pytest.mark.parametrize("codec", [*STREAMS, "bitmask"])
 def test_several_chunks_of_a_large_weight(cuda_ops: CudaOps, codec: str) -> None:
     weight = spread(150, 2001, 3.0, 1.0 if codec == "interleaved-huffman" else 0.6)
     if cuda_ops.emulated and codec != "interleaved-huffman":
@@ -56,7 +57,7 @@ def test_several_chunks_of_a_large_weight(cuda_ops: CudaOps, codec: str) -> None
     assert torch.equal(cuda_ops.call("decode_weight", payload, codec, *weight.shape), torch.tensor(weight))
 
 
-@pytest.mark.parametrize("codec", STREAMS)
+@pytest.mark.parametrize("codec", [*STREAMS, "bitmask"])
 def test_streams_begin_at_any_byte(cuda_ops: CudaOps, codec: str) -> None:
     weight = spread(3, 1111, 5.0, 0.5)
     payload = coded(weight, codec).to(cuda_ops.device)
@@ -64,6 +65,15 @@ def test_streams_begin_at_any_byte(cuda_ops: CudaOps, codec: str) -> None:
         memory = torch.cat([payload.new_full((shift,), 255), payload, payload.new_full((9,), 255)])
         view = memory[shift : shift + len(payload)]
         assert torch.equal(cuda_ops.decode_weight(view, codec, 3, 1111).cpu(), torch.tensor(weight))
+
+
+def test_more_tiles_of_a_mask_than_are_placed_at_once(cuda_ops: CudaOps) -> None:
+    """A block of 1024 threads places tiles of 4096 weights."""
+    weight = np.zeros(1025 * 4096 + 5, np.int8)
+    places = np.random.default_rng(7).integers(0, len(weight), 5000)
+    weight[[*places, -1]] = 1 + np.arange(5001) % 127
+    payload = coded(weight[None], "bitmask")
+    assert torch.equal(cuda_ops.call("decode_weight", payload, "bitmask", 1, len(weight))[0], torch.tensor(weight))
 
 
 def refused(function: Any, *args: Any) -> bool:
@@ -74,7 +84,7 @@ def refused(function: Any, *args: Any) -> bool:
     return False
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", DECODED)
 def test_refuses_what_the_cpu_refuses(cuda_ops: CudaOps, codec: str) -> None:
     """Cut, longer and damaged payloads; what is whole by chance gives the same weight."""
     weight = spread(4, 600, 3.0, 0.7, seed=3)
@@ -94,6 +104,25 @@ def test_refuses_what_the_cpu_refuses(cuda_ops: CudaOps, codec: str) -> None:
             continue
         decoded = torch.ops.pqk.decode_weight(payload, codec, 4, 600)
         assert torch.equal(cuda_ops.call("decode_weight", payload, codec, 4, 600), decoded)
+
+
+def test_faults_of_a_mask_are_named(cuda_ops: CudaOps) -> None:
+    whole = coded(np.array([[0, 5, 0, 0, -7, 0, 0, 0, 1, 0, 0, 0, 9]], np.int8), "bitmask")
+    assert len(whole) == 2 + 4
+    zero, spare = whole.clone(), whole.clone()
+    zero[3], spare[1] = 0, whole[1] | 0x40
+    longer = torch.cat([whole, whole[-1:]])
+    for payload, code in (
+        (zero, "E_VALUE_RANGE"),
+        (torch.cat([spare, whole[-1:]]), "E_PADDING"),
+        (whole[:5], "E_TRUNCATED"),
+        (whole[:1], "E_TRUNCATED"),
+        (longer, "E_SIZE_MISMATCH"),
+        (longer.repeat(3), "E_SIZE_MISMATCH"),
+    ):
+        for call in (cuda_ops.call, lambda _, *args: torch.ops.pqk.decode_weight(*args)):
+            with pytest.raises(RuntimeError, match=f"payload.* .{code}."):
+                call("decode_weight", payload, "bitmask", 1, 13)
 
 
 @pytest.mark.parametrize("codec", CODECS)
