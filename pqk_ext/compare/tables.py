@@ -124,12 +124,13 @@ def _accuracy(spread: Mapping[str, Any] | None) -> str:
 
 
 def _difference(found: Mapping[str, Any]) -> str:
-    """``+0.52 [+0.11, +0.93]`` in points; bold if the interval leaves 0 out."""
+    """``+0.52 [+0.11, +0.93]`` in points; bold if the interval of three seeds or more leaves 0 out."""
     text = f"{100 * found['mean']:+.2f}"
     if found["low"] is None:
         return text
     text += f" [{100 * found['low']:+.2f}, {100 * found['high']:+.2f}]"
-    return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
+    sure = found["n"] > 2 and (found["low"] > 0 or found["high"] < 0)  # two seeds can agree to the digit by chance
+    return f"**{text}**" if sure else text
 
 
 def _commands(summary: Summary) -> list[str]:

@@ -94,7 +94,7 @@ def test_means_differences_and_files(folder: Path) -> None:
     assert json.loads((folder / "summary.json").read_text()) == summary
     text = (folder / "summary.md").read_text()
     assert "| pqk | 86.00 ± 1.41 % | 76.00 ± 1.41 % |" in text
-    assert "| pqk \u2212 pqk-pqk.teacher-false | **+5.00 [+5.00, +5.00]** | 2 of 2 |" in text
+    assert "| pqk \u2212 pqk-pqk.teacher-false | +5.00 [+5.00, +5.00] | 2 of 2 |" in text
     line = "pqk train --recipe pqk --run-dir again/pqk-pqk.teacher-false/seed1 --seed 1 --set pqk.teacher=false"
     assert line in text.splitlines()
     picture = (folder / "pareto.svg").read_text()
@@ -107,6 +107,8 @@ def test_what_is_done_is_not_done_again_and_seeds_are_added(folder: Path) -> Non
     after = run(folder, experiment(3))
     assert len(started(folder)) == 6
     assert sorted(line.split()[1] for line in started(folder)) == ["0", "0", "1", "1", "2", "2"]
+    text = (folder / "summary.md").read_text()
+    assert "| pqk \u2212 pqk-pqk.teacher-false | **+5.00 [+5.00, +5.00]** | 3 of 3 |" in text  # sure from three on
     assert after["rows"][0]["test_accuracy"]["values"][0] == before["rows"][0]["test_accuracy"]["values"][0]
     assert "low" not in before["pairs"][0] or before["pairs"][0]["test_accuracy"]["low"] is None
 
