@@ -90,7 +90,8 @@ class PQKConfig(Checked):
             what is 0 in the given weights of prunable layers stays 0, whatever ``sparsity`` and ``layers`` say, for a
             network that was pruned before.
         granularity: prune single weights, blocks of 4 consecutive input channels of one filter tap (``"1x4"``, which
-            the sparse int8 kernels run fastest), or whole output filters.
+            the sparse int8 kernels run fastest), whole output filters, or single weights such that two of each such
+            block stay (``"2:4"``, for sparse tensor cores; ``sparsity`` 0.5).
         min_keep_per_channel: weights that every output channel keeps (with granularity 1x4: blocks; with filter
             granularity: filters a layer keeps).
         min_keep_fraction: share of each layer's weights (blocks, filters) that is kept whatever the ranking says.
@@ -132,7 +133,7 @@ class PQKConfig(Checked):
     mask_update_interval: int = integer(16, 1)
 
     ranking: Literal["global", "per_layer", "fixed"] = choice("global", "per_layer", "fixed")
-    granularity: Literal["unstructured", "1x4", "filter"] = choice("unstructured", "1x4", "filter")
+    granularity: Literal["unstructured", "1x4", "2:4", "filter"] = choice("unstructured", "1x4", "2:4", "filter")
     min_keep_per_channel: int = integer(1, 0)
     min_keep_fraction: float = number(0.01, 0, 1)
     prune_linear: bool = flag(False)
@@ -159,6 +160,9 @@ class PQKConfig(Checked):
         object.__setattr__(self, "layers", {pattern: dict(own) for pattern, own in self.layers.items()})
 
     def check_together(self) -> None:
+        for own in (self.sparsity, *(own["sparsity"] for own in self.layers.values() if own.get("sparsity"))):
+            if self.granularity == "2:4" and own != 0.5:
+                raise ValueError(f"sparsity: expected 0.5 with granularity 2:4, which keeps two of four, got {own:g}")
         if self.warmup_fraction >= self.ramp_end:
             raise ValueError(
                 f"ramp_end: expected a number above warmup_fraction = {self.warmup_fraction:g} (pruning begins where "

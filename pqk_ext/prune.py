@@ -15,6 +15,7 @@ from pqk_ext.registered import enlist
 __all__ = ["CRITERIA", "compute_masks", "criterion", "cubic_sparsity", "filter_mean_magnitude", "magnitude"]
 
 _BLOCK = 4  # consecutive input channels that the granularity "1x4" keeps or prunes together
+_OF_FOUR = 2  # that the granularity "2:4" keeps of as many
 
 Criterion = Callable[[Tensor], Tensor]
 
@@ -89,12 +90,17 @@ def compute_masks(
     tap, aligned at multiples of 4. Where the input channels (of a group) are no multiple of 4, the last block is
     shorter; its score is the mean over what it has.
 
+    The pattern 2:4, which sparse tensor cores multiply (Mishra et al., "Accelerating Sparse Deep Neural Networks",
+    2021), keeps the two best of such a block. They are its floor, in place of the two below: at a sparsity of 0.5 they
+    are what stays; on the way there the least of the others go first.
+
     Args:
         weights: one floating-point tensor of shape (out_channels, in_channels / groups, ...) per layer, all on one
             device.
         sparsity: share to prune, in [0, 1).
         ranking: ``"global"`` compares the weights of all layers, ``"per_layer"`` prunes every layer to ``sparsity``.
-        granularity: ``"unstructured"``, ``"1x4"`` (blocks of 4 input channels) or ``"filter"`` (whole output channels).
+        granularity: ``"unstructured"``, ``"1x4"`` (blocks of 4 input channels), ``"2:4"`` (single weights, two of each
+            such block) or ``"filter"`` (whole output channels).
         criterion: a name in ``CRITERIA``; ``filter_mean_magnitude`` for filters and else ``magnitude`` by default.
             Per-weight scores are averaged over each unit.
         min_keep_per_channel: floor of kept weights (blocks, with granularity 1x4) in every output channel; of kept
@@ -108,9 +114,11 @@ def compute_masks(
         ValueError: an argument outside its range, or scores that are not finite (the layer's index is named).
     """
     _check_arguments(sparsity, ranking, granularity, min_keep_per_channel, min_keep_fraction)
+    pattern, granularity = granularity == "2:4", "unstructured" if granularity == "2:4" else granularity
     scores = [_scores(weight, index, criterion, granularity) for index, weight in enumerate(weights)]
-    for layer in scores:
-        layer[_floor(layer, min_keep_per_channel, min_keep_fraction)] = math.inf
+    for layer, weight in zip(scores, weights, strict=True):
+        floor = _best_of_four(layer, weight) if pattern else _floor(layer, min_keep_per_channel, min_keep_fraction)
+        layer[floor] = math.inf
     groups = [range(len(weights))] if ranking == "global" else [range(i, i + 1) for i in range(len(weights))]
     masks: list[Tensor] = []
     for group in groups:
@@ -143,8 +151,8 @@ def _check_arguments(sparsity: float, ranking: str, granularity: str, per_channe
         raise ValueError(f"sparsity: expected a number in [0, 1), got {sparsity}")
     if ranking not in ("global", "per_layer"):
         raise ValueError(f"ranking: expected 'global' or 'per_layer', got {ranking!r}")
-    if granularity not in ("unstructured", "1x4", "filter"):
-        raise ValueError(f"granularity: expected 'unstructured', '1x4' or 'filter', got {granularity!r}")
+    if granularity not in ("unstructured", "1x4", "2:4", "filter"):
+        raise ValueError(f"granularity: expected 'unstructured', '1x4', '2:4' or 'filter', got {granularity!r}")
     if per_channel < 0:
         raise ValueError(f"min_keep_per_channel: expected an integer of at least 0, got {per_channel}")
     if not 0 <= fraction <= 1:
@@ -215,6 +223,17 @@ def _floor(scores: Tensor, per_channel: int, fraction: float) -> Tensor:
             remaining.scatter_(1, best, -math.inf)
     # The channels' floor is part of the layer's: only the rest is chosen by rank.
     return _top(scores.masked_fill(floor, math.inf).flatten(), max(layer_keep, int(floor.sum()))).view_as(scores)
+
+
+def _best_of_four(scores: Tensor, weight: Tensor) -> Tensor:
+    """Mask of the two best weights of each block, the earlier of equal ones; of the shape of ``scores``."""
+    if scores.numel() == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    taps = _taps(scores.view(weight.shape))
+    blocks = F.pad(taps, (0, 0, 0, -taps.shape[1] % _BLOCK), value=-math.inf).unflatten(1, (-1, _BLOCK))
+    best = blocks.argsort(dim=2, descending=True, stable=True)[:, :, :_OF_FOUR]
+    mask = torch.zeros_like(blocks, dtype=torch.bool).scatter_(2, best, True)
+    return mask.flatten(1, 2)[:, : taps.shape[1]].reshape(scores.shape)
 
 
 def _keep_best(scores: list[Tensor], weights: list[Tensor], share: float, granularity: str) -> list[Tensor]:

@@ -44,12 +44,17 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """PyYAML's safe loader, for which ``1e-3`` is a number, as in YAML 1.2, and not a string."""
+    """PyYAML's safe loader, for which ``1e-3`` is a number and ``2:4`` is not (120 + 4), as in YAML 1.2."""
 
 
+_BEGIN_OF_NUMBER = "-+0123456789"
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list(_BEGIN_OF_NUMBER)
 )
+for _character in _BEGIN_OF_NUMBER:  # the first that fits counts, and the method above appends
+    _Loader.yaml_implicit_resolvers[_character].insert(
+        0, ("tag:yaml.org,2002:str", re.compile(r"^[-+]?[0-9]+(:[0-9]+)+(\.[0-9]*)?$"))
+    )
 
 
 def read_mapping(

@@ -133,6 +133,17 @@ def test_a_granularity_that_looks_like_a_number_is_text(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("granularity: 1x4\n")
     assert PQKConfig.load_yaml(tmp_path / "c.yaml") == PQKConfig(granularity="1x4")
     assert "granularity: 1x4\n" in PQKConfig(granularity="1x4").to_yaml()
+    pattern = PQKConfig(granularity="2:4", sparsity=0.5)
+    for text in ("granularity: 2:4\nsparsity: 0.5\n", pattern.to_yaml()):  # in YAML 1.1 124, by sixties
+        (tmp_path / "c.yaml").write_text(text)
+        assert PQKConfig.load_yaml(tmp_path / "c.yaml") == pattern
+
+
+def test_two_of_four_are_half() -> None:
+    assert PQKConfig(granularity="2:4", sparsity=0.5, layers={"a": {"sparsity": 0.0}}).sparsity == 0.5
+    for wrong in ({"sparsity": 0.9}, {"sparsity": 0.5, "layers": {"a": {"sparsity": 0.75}}}):
+        with pytest.raises(ValueError, match=r"sparsity: expected 0\.5 with granularity 2:4, .* got 0\.[79]"):
+            PQKConfig(granularity="2:4", **wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-2", 0.01), ("1E2", 100.0), ("0.5", 0.5), ("2", 2.0)])

@@ -69,6 +69,16 @@ def test_blocks_are_pruned_whole_and_their_sparsity_is_reported() -> None:
     assert model.pqk.sparsity == model.pqk.metrics()["sparsity"] == 1 - kept / total
 
 
+def test_two_of_four_stay_in_convolutions_and_linear_layers() -> None:
+    model = trained(PQKConfig(**{**CONFIG.to_dict(), "granularity": "2:4", "sparsity": 0.5, "prune_linear": True}))
+    for layer in model.pqk.prunable_layers():
+        kept = torch.stack([block.sum(1) for block in layer.weight_mask.split(4, dim=1)])
+        assert int(kept.max()) <= 2
+        if layer.weight.shape[1] % 4 == 0:
+            assert int(kept.min()) == 2
+            assert layer.student_weight().count_nonzero() <= layer.weight.numel() // 2
+
+
 def test_sparsity_follows_the_cubic_schedule() -> None:
     model = prepared()
     optimizer = optimizer_of(model)
@@ -227,6 +237,7 @@ def test_deepcopy_trains_on_its_own() -> None:
         {"step_size": "freeze"},
         {"ranking": "per_layer"},
         {"granularity": "filter", "sparsity": 0.5},
+        {"granularity": "2:4", "sparsity": 0.5},
         {"granularity": "1x4"},
         {"kd_warmup_fraction": 0.5},
         {"weight_bits": 4, "act_bits": 4},

@@ -247,13 +247,50 @@ def test_blocks_run_along_input_channels_and_short_ones_are_judged_by_their_mean
     assert mask[0, :, 0, 0].tolist() == [False] * 4 + [True] * 2
 
 
+def _two_of_four(weight: Tensor) -> list[bool]:
+    """The 2:4 mask of a layer by sorting Python lists."""
+    taps = weight.flatten(2) if weight.dim() > 2 else weight[:, :, None]
+    filters, channels, count = taps.shape
+    kept = torch.zeros(filters, channels, count, dtype=torch.bool)
+    for f, start, tap in itertools.product(range(filters), range(0, channels, 4), range(count)):
+        block = [(-abs(float(taps[f, c, tap])), c) for c in range(start, min(start + 4, channels))]
+        for _, c in sorted(block)[:2]:
+            kept[f, c, tap] = True
+    return kept.view(weight.shape).flatten().tolist()
+
+
+@pytest.mark.parametrize("ranking", ["global", "per_layer"])
+def test_two_of_four_stay(ranking: str) -> None:
+    weights = _layers((6, 8, 3, 3), (5, 6, 1, 1), (7, 1, 3, 3), (4, 3, 2, 2), (9, 20))
+    weights[0][2, :4, 1, 1] = 0.5  # equal ones: the earlier stay
+    masks = compute_masks(weights, 0.5, ranking=ranking, granularity="2:4")
+    assert [mask.flatten().tolist() for mask in masks] == [_two_of_four(weight) for weight in weights]
+    assert int(masks[2].sum()) == masks[2].numel()  # one input channel
+    for sparsity in (0.6, 0.9):
+        more = compute_masks(weights, sparsity, ranking=ranking, granularity="2:4")
+        assert all(torch.equal(a, b) for a, b in zip(masks, more, strict=True))
+
+
+def test_on_the_way_to_two_of_four_the_least_of_the_others_go() -> None:
+    weights = _layers((8, 16, 3, 3), (12, 32))
+    final = compute_masks(weights, 0.5, granularity="2:4")
+    count = sum(weight.numel() for weight in weights)
+    for sparsity in (0.0, 0.1, 0.3, 0.45):
+        masks = compute_masks(weights, sparsity, granularity="2:4")
+        assert _kept(masks) == round((1 - sparsity) * count)
+        assert all(bool(mask[last].all()) for mask, last in zip(masks, final, strict=True))
+        pruned = [w[~mask].abs() for w, mask in zip(weights, masks, strict=True)]
+        left = [w[mask & ~last].abs() for w, mask, last in zip(weights, masks, final, strict=True)]
+        assert sparsity == 0 or max(p.max() for p in pruned) <= min(r.min() for r in left)
+
+
 def test_blocks_of_one_channel_are_single_weights() -> None:
     weights = _layers((64, 1, 3, 3), (32, 1, 5, 5))
     for a, b in zip(compute_masks(weights, 0.7, granularity="1x4"), compute_masks(weights, 0.7), strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("granularity", ["unstructured", "1x4"])
+@pytest.mark.parametrize("granularity", ["unstructured", "1x4", "2:4"])
 def test_layout_and_thread_count_do_not_matter(granularity: str) -> None:
     weights = _layers((64, 32, 3, 3), (128, 63, 3, 3))
     expected = compute_masks(weights, 0.9, granularity=granularity)
@@ -282,10 +319,10 @@ def test_other_float_types(dtype: torch.dtype) -> None:
 
 def test_empty_inputs() -> None:
     assert compute_masks([], 0.5) == []
-    for granularity in ("unstructured", "1x4", "filter"):
+    for granularity in ("unstructured", "1x4", "2:4", "filter"):
         masks = compute_masks([torch.empty(0, 3), torch.ones(2, 2)], 0.5, granularity=granularity, **NO_FLOOR)
         assert masks[0].shape == (0, 3)
-        assert int(masks[1].sum()) == 2
+        assert int(masks[1].sum()) == (4 if granularity == "2:4" else 2)  # two of two stay
 
 
 @pytest.mark.parametrize(
@@ -294,7 +331,7 @@ def test_empty_inputs() -> None:
         ({"sparsity": 1.0}, r"sparsity: expected a number in \[0, 1\), got 1.0"),
         ({"sparsity": math.nan}, "sparsity"),
         ({"sparsity": 0.5, "ranking": "all"}, "ranking: expected 'global' or 'per_layer', got 'all'"),
-        ({"sparsity": 0.5, "granularity": "1x8"}, "granularity: expected 'unstructured', '1x4' or 'filter', got '1x8'"),
+        ({"sparsity": 0.5, "granularity": "1x8"}, "granularity: expected 'unstructured', '1x4', '2:4' or"),
         ({"sparsity": 0.5, "criterion": "luck"}, "criterion: expected one of magnitude, filter_mean_magnitude"),
         ({"sparsity": 0.5, "criterion": "filter_mean_magnitude"}, r"got scores of \(2,\)"),
         ({"sparsity": 0.5, "min_keep_per_channel": -1}, "min_keep_per_channel"),
