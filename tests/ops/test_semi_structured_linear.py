@@ -14,6 +14,7 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_fro
 from pqk_ext.ops import int8_linear, int8_semi_structured_linear, semi_structured_compress
 from pqk_ext.ops._int8 import sample_constants
 from pqk_ext.ops.semi_structured_linear import compress_in_torch, expanded, sample_weight
+from pqk_ext.prune import compute_masks
 
 
 def layer(
@@ -83,6 +84,13 @@ def test_compressing_loses_nothing(rows: int, groups: int, seed: int) -> None:
     values, indices = semi_structured_compress(weight)
     assert torch.equal(expanded(values, indices), weight)
     assert all(map(torch.equal, (values, indices), compress_in_torch(weight)))
+
+
+def test_what_pruning_leaves_is_compressed() -> None:
+    weight = torch.randn(20, 48, generator=torch.Generator().manual_seed(3))
+    (mask,) = compute_masks([weight], sparsity=0.5, granularity="2:4")
+    codes = (weight * mask * 40).round().clamp(-127, 127).to(torch.int8)
+    assert torch.equal(expanded(*semi_structured_compress(codes)), codes)
 
 
 def test_layouts_of_the_weight() -> None:
