@@ -337,19 +337,15 @@ __device__ void finish(const Int8MatrixTask& task, const MatrixPlace<Tile>& plac
   }
 }
 
-template <class Tile, template <class> class Loader>
-__global__ void __launch_bounds__(Tile::kThreads) int8_matrix_kernel(Int8MatrixTask task) {
-  uint8_t* const shared = dynamic_shared<uint8_t>();
-  const MatrixPlace<Tile> place(task);
-  Loader<Tile> loader(task, place);
-  MatrixWarp<Tile> warp;
+// A block's tile: its products, stage by stage, then the output. `load_stage(step, stage)` begins to fill a
+// stage with both operands, `finish()` leaves the warps' sums as codes in shared memory, or writes floats.
+template <class Tile, class Warp, class LoadStage, class Finish>
+__device__ __forceinline__ void compute_tile(const Int8MatrixTask& task, const MatrixPlace<Tile>& place,
+                                             Warp& warp, uint8_t* shared, const LoadStage& load_stage,
+                                             const Finish& finish) {
   const int32_t steps = ceil_div(task.depth, Tile::kK);
   const auto load = [&](int32_t step) {
-    uint8_t* stage = shared + step % Tile::kStages * Tile::kStageBytes;
-    if (step < steps) {
-      loader.load(task, stage);
-      load_weight<Tile>(task, place, step * Tile::kK, stage);
-    }
+    if (step < steps) load_stage(step, shared + step % Tile::kStages * Tile::kStageBytes);
     cp_async_commit();
   };
   for (int32_t step = 0; step < Tile::kStages - 1; ++step) load(step);
@@ -367,10 +363,23 @@ __global__ void __launch_bounds__(Tile::kThreads) int8_matrix_kernel(Int8MatrixT
   }
   warp.reduce(reinterpret_cast<int*>(shared + Tile::kCodeBytes));
   __syncthreads();
-  if (warp.depth == 0) finish<Tile>(task, place, warp, shared);
+  if (warp.depth == 0) finish();
   if (task.epilogue.float_output) return;
   __syncthreads();
   move_codes<Tile, true>(task, place, shared, static_cast<uint8_t*>(task.epilogue.output));
+}
+
+template <class Tile, template <class> class Loader>
+__global__ void __launch_bounds__(Tile::kThreads) int8_matrix_kernel(Int8MatrixTask task) {
+  uint8_t* const shared = dynamic_shared<uint8_t>();
+  const MatrixPlace<Tile> place(task);
+  Loader<Tile> loader(task, place);
+  MatrixWarp<Tile> warp;
+  const auto load_stage = [&](int32_t step, uint8_t* stage) {
+    loader.load(task, stage);
+    load_weight<Tile>(task, place, step * Tile::kK, stage);
+  };
+  compute_tile<Tile>(task, place, warp, shared, load_stage, [&] { finish<Tile>(task, place, warp, shared); });
 }
 
 template <class Tile>

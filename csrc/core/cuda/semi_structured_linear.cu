@@ -153,34 +153,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const MatrixPlace<Tile> place(task);
   VectorLoader<Tile> loader(task, place);
   SparseWarp<Tile> warp;
-  const int32_t steps = ceil_div(task.depth, Tile::kK);
-  const auto load = [&](int32_t step) {
-    uint8_t* stage = shared + step % Tile::kStages * Tile::kStageBytes;
-    if (step < steps) {
-      loader.load(task, stage);
-      load_sparse_rows<Tile>(rows, task.group_out, place.column, step * Tile::kK, stage);
-    }
-    cp_async_commit();
+  const auto load_stage = [&](int32_t step, uint8_t* stage) {
+    loader.load(task, stage);
+    load_sparse_rows<Tile>(rows, task.group_out, place.column, step * Tile::kK, stage);
   };
-  for (int32_t step = 0; step < Tile::kStages - 1; ++step) load(step);
-  for (int32_t step = 0; step < steps; ++step) {
-    cp_async_wait<Tile::kStages - 2>();
-    // Behind this barrier stage `step` is filled and the one before it is free.
-    __syncthreads();
-    load(step + Tile::kStages - 1);
-    warp.multiply(shared + step % Tile::kStages * Tile::kStageBytes, task.depth - step * Tile::kK);
-  }
-  cp_async_wait<0>();
-  __syncthreads();
-  if (task.epilogue.residual != nullptr) {
-    move_codes<Tile, false>(task, place, shared, const_cast<uint8_t*>(task.epilogue.residual));
-  }
-  warp.reduce(reinterpret_cast<int*>(shared + Tile::kCodeBytes));
-  __syncthreads();
-  if (warp.depth == 0) finish_sparse<Tile>(task, place, warp, shared);
-  if (task.epilogue.float_output) return;
-  __syncthreads();
-  move_codes<Tile, true>(task, place, shared, static_cast<uint8_t*>(task.epilogue.output));
+  compute_tile<Tile>(task, place, warp, shared, load_stage,
+                     [&] { finish_sparse<Tile>(task, place, warp, shared); });
 }
 
 // Rows of the weight with zeros up to whole stages. A block for each row, a thread for 8 weights and their
