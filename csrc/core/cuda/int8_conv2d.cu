@@ -9,13 +9,10 @@ namespace pqk::cuda {
 namespace {
 
 constexpr int64_t kVector = 16;
-constexpr int64_t kBlockBytes = 256;  // what parts of the working memory are aligned to
 
 bool aligned(const void* pointer, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
 }
-
-int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
 // Whether pixels of dense channels begin at multiples of `bytes`.
 bool dense_channels(const Conv2dShape& s, const StridedCodes& input, int64_t images, int64_t bytes) {
@@ -25,7 +22,7 @@ bool dense_channels(const Conv2dShape& s, const StridedCodes& input, int64_t ima
 }
 
 // How a layer is computed, and where things lie in the working memory. -1: not there.
-struct Plan {
+struct Plan : WorkingMemory {
   enum class Kernel { kNothing, kVector, kCsrVector, kDepthwise, kMatrix, kGathered };
 
   explicit Plan(const Int8Conv2d& job);
@@ -37,14 +34,8 @@ struct Plan {
   int64_t channels = 0;    // of a group of the input, with those that padding adds
   int64_t depth = 0, pitch = 0;
   int64_t expanded_at = -1, packed_at = -1, offset_at = -1, image_at = -1;
-  int64_t bytes = 0;
 
  private:
-  int64_t take(int64_t count) {
-    const int64_t at = bytes;
-    bytes += round_up(std::max<int64_t>(count, 1), kBlockBytes);
-    return at;
-  }
   void choose(const Int8Conv2d& job, bool few_rows);
 };
 

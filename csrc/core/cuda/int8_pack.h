@@ -1,10 +1,26 @@
 // What int8_conv2d does to weights and images before its kernels can read them in 16-byte vectors.
 #pragma once
 
+#include <algorithm>
+
 #include "core/cuda/device.h"
 #include "core/cuda/int8_conv2d.h"
 
 namespace pqk::cuda {
+
+inline int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
+
+// What a call needs of working memory: parts one behind another, 256-byte aligned.
+struct WorkingMemory {
+  int64_t bytes = 0;
+
+  // Where a part of `count` bytes begins.
+  int64_t take(int64_t count) {
+    const int64_t at = bytes;
+    bytes += round_up(std::max<int64_t>(count, 1), 256);
+    return at;
+  }
+};
 
 // A CSR matrix to a dense one of `rows` x `columns`.
 const char* launch_csr_expand(const CsrWeight& csr, int64_t rows, int64_t columns, int8_t* dense, void* stream);

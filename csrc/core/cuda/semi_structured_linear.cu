@@ -12,7 +12,6 @@ namespace {
 constexpr int kSparseDepth = 64;  // of the dense product that an instruction does
 // Four indices of which each two are in order: of weights that are 0.
 constexpr uint32_t kAnyOrder = 0x44444444u;
-constexpr int64_t kBlockBytes = 256;  // what parts of the working memory are aligned to
 constexpr int kThreads = 128;
 
 // A tile of int8_matrix.h: kM rows of x by kN output channels. Only the left operand of a tensor core may be
@@ -188,10 +187,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
-
 // Where things lie in the working memory. -1: not there, as kernels can read the argument.
-struct Plan {
+struct Plan : WorkingMemory {
   explicit Plan(const SemiStructuredLinear& job)
       : features(round_up(job.weight.columns, kVectorBytes)), depth(round_up(job.weight.columns, 128)) {
     const auto aligned = [](const void* pointer) { return is_aligned(pointer, kVectorBytes); };
@@ -206,14 +203,6 @@ struct Plan {
   int64_t features;  // of a row of x, with those that padding adds
   int64_t depth;     // of a row of the weight, likewise
   int64_t image_at = -1, values_at = -1, indices_at = -1, offset_at = -1;
-  int64_t bytes = 0;
-
- private:
-  int64_t take(int64_t count) {
-    const int64_t at = bytes;
-    bytes += round_up(std::max<int64_t>(count, 1), kBlockBytes);
-    return at;
-  }
 };
 
 // Small tiles fill the device where there are few outputs; the last splits the depth over its warps.
