@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pqk_ext import _core, build_info, runtime
-from pqk_ext.runtime import checks, container, format, kernel_table, metadata, reader
+from pqk_ext.runtime import checks, container, format, kernel_table, reader
 from pqk_ext.runtime.graph import Graph
 
 STEM = "load"
@@ -154,11 +154,11 @@ def stages(path: Path, table: kernel_table.KernelTable) -> dict[str, float]:
     times.append(clock())
     container.check_digest(data)
     times.append(clock())
-    parsed = metadata.load(header.metadata)
+    parsed, tensors = reader.parse(header, data)
     times.append(clock())
-    reader.check_metadata(parsed, header, limit)
+    reader.check_metadata(parsed, tensors, limit)
     times.append(clock())
-    graph = reader.decode(parsed, header, data)
+    graph = reader.decode(parsed, tensors, data)
     times.append(clock())
     checks.check_values(graph)
     times.append(clock())
@@ -310,7 +310,7 @@ def measure(network: Network, rounds: int = ROUNDS, with_peers: bool = True) -> 
         for stage, seconds in stages(path, table).items():
             parts[stage].append(seconds)
     weights = [node.tensors["weight"] for node in graph.nodes if "weight" in node.tensors]
-    codecs = [record.codec for record in metadata.load(reader.parse_shell(path.read_bytes()).metadata).weights.values()]
+    codecs = [tensor.codec for tensor in format.inspect(path).weights]
     return {
         "bytes": path.stat().st_size,
         "weights": sum(weight.size for weight in weights),

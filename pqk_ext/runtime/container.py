@@ -21,7 +21,17 @@ from pqk_ext.runtime import strict_json
 from pqk_ext.runtime.checks import check_name
 from pqk_ext.runtime.strict_json import Json
 
-__all__ = ["DIGEST_OFFSET", "MIN_FILE_SIZE", "Entry", "Header", "check_digest", "pack", "parse_header"]
+__all__ = [
+    "DIGEST_OFFSET",
+    "ELEMENT_SIZE",
+    "MAX_HEADER_SIZE",
+    "MIN_FILE_SIZE",
+    "Entry",
+    "Header",
+    "check_digest",
+    "pack",
+    "parse_header",
+]
 
 MAX_HEADER_SIZE = 4 * 2**20
 MAX_TENSORS = 65_536
@@ -35,7 +45,8 @@ DIGEST_OFFSET = 8 + len(_START)
 _DIGEST_SIZE = 64
 _NO_DIGEST = "0" * _DIGEST_SIZE
 
-_ELEMENT_SIZE = {"U8": 1, "I8": 1, "F16": 2, "F32": 4}
+#: Bytes of an element by its dtype in the container.
+ELEMENT_SIZE = {"U8": 1, "I8": 1, "F16": 2, "F32": 4}
 _NUMPY_DTYPE: dict[str, np.dtype[np.generic]] = {
     "U8": np.dtype(np.uint8),
     "I8": np.dtype(np.int8),
@@ -173,8 +184,8 @@ def _parse_entry(fields: Json, field: str, base: int) -> Entry:
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         _refuse("E_HEADER", field, "dtype, shape and data_offsets", strict_json.canonical(fields))
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _ELEMENT_SIZE:
-        _refuse("E_ENUM", f"{field}.dtype", f"one of {', '.join(_ELEMENT_SIZE)}", repr(dtype))
+    if not isinstance(dtype, str) or dtype not in ELEMENT_SIZE:
+        _refuse("E_ENUM", f"{field}.dtype", f"one of {', '.join(ELEMENT_SIZE)}", repr(dtype))
     if not isinstance(shape, list) or len(shape) > 8:
         _refuse("E_SHAPE", f"{field}.shape", "a list of at most 8 sizes", repr(shape))
     sizes: list[int] = []
@@ -187,13 +198,13 @@ def _parse_entry(fields: Json, field: str, base: int) -> Entry:
     begin, end = offsets
     if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
         _refuse("E_OFFSET", f"{field}.data_offsets", "integers 0 <= begin <= end", repr(offsets))
-    nbytes = math.prod(sizes) * _ELEMENT_SIZE[dtype]
+    nbytes = math.prod(sizes) * ELEMENT_SIZE[dtype]
     if nbytes >= 2**63:
         _refuse("E_SHAPE_OVERFLOW", f"{field}.shape", "fewer than 2^63 bytes", sizes)
     if end - begin != nbytes:
         _refuse("E_SIZE_MISMATCH", f"{field}.data_offsets", f"{nbytes} bytes for {dtype} {sizes}", end - begin)
-    if (base + begin) % _ELEMENT_SIZE[dtype]:
-        _refuse("E_OFFSET", f"{field}.data_offsets", f"a multiple of {_ELEMENT_SIZE[dtype]}", begin)
+    if (base + begin) % ELEMENT_SIZE[dtype]:
+        _refuse("E_OFFSET", f"{field}.data_offsets", f"a multiple of {ELEMENT_SIZE[dtype]}", begin)
     return Entry(dtype, tuple(sizes), base + begin, base + end)
 
 

@@ -15,13 +15,23 @@ from numpy.typing import NDArray
 
 from pqk_ext import _core
 from pqk_ext.errors import FormatError
-from pqk_ext.runtime import strict_json
+from pqk_ext.runtime import compact_form, strict_json
 from pqk_ext.runtime.checks import check_shape, inside
 from pqk_ext.runtime.graph import FLOAT_OPS, OPS, Attribute, Graph, Node, OpSchema, Value
 from pqk_ext.runtime.shapes import MAX_CODEBOOK
 from pqk_ext.runtime.strict_json import Json
 
-__all__ = ["CODECS", "FEATURES", "VERSION", "Metadata", "WeightRecord", "dump", "load", "value_bits"]
+__all__ = [
+    "CODECS",
+    "FEATURES",
+    "VERSION",
+    "Metadata",
+    "WeightRecord",
+    "dump_graph",
+    "dump_version",
+    "load",
+    "value_bits",
+]
 
 #: Of files that need no feature, and of those that need some.
 VERSION, FEATURE_VERSION = (1, 0), (1, 1)
@@ -30,7 +40,7 @@ CODECS: tuple[str, ...] = tuple(_core.codec_names())
 _CODEC_FEATURES = _core.codec_features()
 #: What files may require: operators or codecs that version 1.0 had not.
 FEATURES: tuple[str, ...] = tuple(
-    sorted({"dilate", "float-codebook", "half-affine", "sequence-input", *_CODEC_FEATURES.values()})
+    sorted({"compact", "dilate", "float-codebook", "half-affine", "sequence-input", *_CODEC_FEATURES.values()})
 )
 
 # What is left out of a node; a float has no default.
@@ -50,6 +60,7 @@ _DEFAULTS: dict[str, int | list[int]] = {
 # Operators of version 1.0 that it had for codes only, and those like them.
 _MOVES = ("concat", "slice", "pad", "dilate")
 _NODE_KEYS = {"op", "name", "inputs", "shape", "dtype", "scale", "zero_point", "weight"}
+_GRAPH_KEYS = {"input", "nodes"}
 _DTYPES = {"u8": np.uint8, "i8": np.int8, "f32": np.float32}
 
 
@@ -71,12 +82,14 @@ class WeightRecord:
         shape: of the weight.
         bits: see :func:`value_bits`.
         codebook: number of entries, where values are codes of a codebook.
+        payload_bytes: size of the payload, where the graph says it: in the compact form, but for codec ``raw``.
     """
 
     codec: str
     shape: tuple[int, ...]
     bits: int
     codebook: int | None = None
+    payload_bytes: int | None = None
 
     @property
     def value_range(self) -> tuple[int, int]:
@@ -96,6 +109,7 @@ class Metadata:
     graph: Graph
     weights: dict[int, WeightRecord]  # by node
     half_affine: bool  # multipliers and biases are float16 in the file
+    compact: bool  # the container has one tensor for all
     version: tuple[int, int]
 
 
@@ -103,19 +117,28 @@ def _refuse(code: str, field: str, expected: str, got: object) -> NoReturn:
     raise FormatError(code, field, -1, expected, str(got))
 
 
-def dump(graph: Graph, weights: Mapping[int, WeightRecord], *, half_affine: bool = False) -> dict[str, Json]:
-    """The metadata without its digest; equal graphs give equal results."""
+def dump_graph(graph: Graph, weights: Mapping[int, WeightRecord]) -> dict[str, Json]:
+    """The part of the metadata that describes the graph; equal graphs give equal results."""
     nodes: list[Json] = [_dump_node(node, index, weights.get(index)) for index, node in enumerate(graph.nodes)]
-    root: dict[str, Json] = {"input": list(graph.input.shape), "nodes": nodes, "version": list(VERSION)}
-    features = _required_features(graph, weights, half_affine)
-    if features:
-        root |= {"required_features": list(features), "version": list(FEATURE_VERSION)}
-    return root
+    return {"input": list(graph.input.shape), "nodes": nodes}
 
 
-def _required_features(graph: Graph, weights: Mapping[int, WeightRecord], half_affine: bool) -> list[str]:
+def dump_version(
+    graph: Graph, weights: Mapping[int, WeightRecord], *, half_affine: bool, compact: bool
+) -> dict[str, Json]:
+    """The other part: the version, and the features that the file needs."""
+    features = _required_features(graph, weights, half_affine, compact)
+    if not features:
+        return {"version": list(VERSION)}
+    return {"required_features": list(features), "version": list(FEATURE_VERSION)}
+
+
+def _required_features(
+    graph: Graph, weights: Mapping[int, WeightRecord], half_affine: bool, compact: bool
+) -> list[str]:
     """The features that a file of this graph needs, sorted."""
-    features = {_CODEC_FEATURES[weight.codec] for weight in weights.values() if weight.codec in _CODEC_FEATURES}
+    features = {"compact"} if compact else set()
+    features |= {_CODEC_FEATURES[weight.codec] for weight in weights.values() if weight.codec in _CODEC_FEATURES}
     for node in graph.nodes:
         if node.op in FLOAT_OPS or (node.op in _MOVES and node.value.dtype == "f32"):
             features.add("float-codebook")
@@ -147,27 +170,56 @@ def _dump_node(node: Node, index: int, weight: WeightRecord | None) -> dict[str,
             record["bits"] = weight.bits
         if weight.codebook is not None:
             record["codebook"] = weight.codebook
+        if weight.payload_bytes is not None:
+            record["bytes"] = weight.payload_bytes
         fields["weight"] = record
     return fields
 
 
-def load(text: str) -> Metadata:
+def load(text: str, deflated_graph: bytes | None = None) -> Metadata:
     """Checks the metadata's form; the graph's own rules are for :mod:`pqk_ext.runtime.checks`.
+
+    Args:
+        text: the metadata.
+        deflated_graph: the container's tensor ``graph``, if there is one.
 
     Raises:
         FormatError: naming the rule, the field, what was expected and what came.
     """
-    root = strict_json.parse(text.encode("utf-8"), "metadata")
-    if not isinstance(root, dict):
-        _refuse("E_HEADER", "metadata", "an object", type(root).__name__)
+    root = _parse_object(text.encode("utf-8"), "metadata")
     version = _load_version(root.pop("version", None))
     features = _load_features(root.pop("required_features", []))
-    optional = [key for key in root if key.startswith("ext.")]
-    for key in optional:
+    for key in [key for key in root if key.startswith("ext.")]:
         del root[key]
-    _check_keys(root, {"digest", "input", "nodes"}, set(), "metadata")
+    is_compact, half_affine = "compact" in features, "half-affine" in features
+    _check_keys(root, {"digest"} | (set() if is_compact else _GRAPH_KEYS), set(), "metadata")
     if not isinstance(root["digest"], str) or len(root["digest"]) != 64:
         _refuse("E_HEADER", "digest", "64 hexadecimal digits", repr(root["digest"]))
+    if is_compact:
+        root = _inflate_graph(deflated_graph)
+    graph, weights = _load_graph(root, is_compact)
+    used = _required_features(graph, weights, half_affine, is_compact)
+    if features != used:
+        _refuse("E_FEATURE", "required_features", f"what the file uses, {used}", features)
+    return Metadata(graph, weights, half_affine, is_compact, version)
+
+
+def _parse_object(text: bytes, field: str) -> dict[str, Json]:
+    root = strict_json.parse(text, field)
+    if not isinstance(root, dict):
+        _refuse("E_HEADER", field, "an object", type(root).__name__)
+    return root
+
+
+def _inflate_graph(deflated: bytes | None) -> dict[str, Json]:
+    if deflated is None:
+        _refuse("E_GRAPH_REF", f"tensors[{compact_form.GRAPH!r}]", "a tensor in the container", "none")
+    root = _parse_object(compact_form.inflate(deflated), "graph")
+    _check_keys(root, _GRAPH_KEYS, set(), "graph")
+    return root
+
+
+def _load_graph(root: dict[str, Json], is_compact: bool) -> tuple[Graph, dict[int, WeightRecord]]:
     nodes = root["nodes"]
     if not isinstance(nodes, list):
         _refuse("E_HEADER", "nodes", "a list", type(nodes).__name__)
@@ -175,16 +227,11 @@ def load(text: str) -> Metadata:
     weights: dict[int, WeightRecord] = {}
     for index, fields in enumerate(nodes):
         with inside(f"nodes[{index}]"):
-            node, weight = _load_node(fields, index)
+            node, weight = _load_node(fields, index, is_compact)
         loaded.append(node)
         if weight is not None:
             weights[index] = weight
-    graph = Graph(Value(_shape(root["input"], "input"), "f32"), tuple(loaded))
-    half_affine = "half-affine" in features
-    used = _required_features(graph, weights, half_affine)
-    if features != used:
-        _refuse("E_FEATURE", "required_features", f"what the file uses, {used}", features)
-    return Metadata(graph, weights, half_affine, version)
+    return Graph(Value(_shape(root["input"], "input"), "f32"), tuple(loaded)), weights
 
 
 def _load_version(version: Json) -> tuple[int, int]:
@@ -221,7 +268,7 @@ def _shape(value: Json, field: str) -> tuple[int, ...]:
     return tuple(value)  # type: ignore[arg-type]
 
 
-def _load_node(fields: Json, index: int) -> tuple[Node, WeightRecord | None]:
+def _load_node(fields: Json, index: int, is_compact: bool) -> tuple[Node, WeightRecord | None]:
     if not isinstance(fields, dict):
         _refuse("E_HEADER", "node", "an object", type(fields).__name__)
     op = fields.get("op")
@@ -234,7 +281,7 @@ def _load_node(fields: Json, index: int) -> tuple[Node, WeightRecord | None]:
     if not isinstance(inputs, list):
         _refuse("E_GRAPH_REF", "inputs", "a list of values", repr(inputs))
     value = _load_value(fields, op)
-    weight = _load_weight(fields["weight"], "codebook" in schema.tensors) if coded else None
+    weight = _load_weight(fields["weight"], "codebook" in schema.tensors, is_compact) if coded else None
     node = Node(
         op,
         fields["name"],  # type: ignore[arg-type]  # judged by checks.check_name
@@ -274,10 +321,12 @@ def _load_attributes(fields: dict[str, Json], schema: OpSchema, op: str, dtype: 
     return attributes
 
 
-def _load_weight(record: Json, with_codebook: bool) -> WeightRecord:
+def _load_weight(record: Json, with_codebook: bool, is_compact: bool) -> WeightRecord:
     if not isinstance(record, dict):
         _refuse("E_HEADER", "weight", "an object", type(record).__name__)
-    _check_keys(record, {"codec", "shape"} | ({"codebook"} if with_codebook else set()), {"bits"}, "weight")
+    sized = is_compact and record.get("codec") != "raw"
+    required = {"codec", "shape"} | ({"codebook"} if with_codebook else set()) | ({"bytes"} if sized else set())
+    _check_keys(record, required, {"bits"}, "weight")
     codec, bits = record["codec"], record.get("bits", 8)
     if not isinstance(codec, str) or codec not in CODECS:
         _refuse("E_ENUM", "weight.codec", f"one of {', '.join(CODECS)}", repr(codec))
@@ -288,7 +337,10 @@ def _load_weight(record: Json, with_codebook: bool) -> WeightRecord:
     codebook = record.get("codebook")
     if with_codebook and (type(codebook) is not int or not 1 <= codebook <= MAX_CODEBOOK):
         _refuse("E_GRAPH_SHAPE", "weight.codebook", f"1 to {MAX_CODEBOOK} entries", repr(codebook))
-    return WeightRecord(codec, shape, bits, codebook)  # type: ignore[arg-type]  # an integer or absent
+    payload_bytes = record.get("bytes")
+    if sized and (type(payload_bytes) is not int or not 0 <= payload_bytes <= 2**40):
+        _refuse("E_SIZE_MISMATCH", "weight.bytes", "an integer in 0..2^40", repr(payload_bytes))
+    return WeightRecord(codec, shape, bits, codebook, payload_bytes)  # type: ignore[arg-type]  # integers or absent
 
 
 def _placeholders(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pqk_ext import _core
 from pqk_ext.errors import FormatError
-from pqk_ext.runtime import checks, container, metadata
+from pqk_ext.runtime import checks, compact_form, container, metadata
 from pqk_ext.runtime.graph import Graph, Node
 from pqk_ext.runtime.metadata import WeightRecord
 
@@ -28,6 +28,7 @@ __all__ = ["MAX_DECODED_BYTES", "loads", "read"]
 MAX_DECODED_BYTES = 4 * 2**30
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+_Entries: TypeAlias = dict[str, container.Entry]
 _Map: TypeAlias = Callable[[Callable[[int], Node], Iterable[int]], Iterable[Node]]
 
 
@@ -103,10 +104,10 @@ def read_coded(
     """:func:`read`, and the codec and payload of every weight by its node's index."""
     header, data = read_file(path, max_decoded_bytes)
     graph = load(header, data, sha256, max_decoded_bytes, num_threads)
-    weights = metadata.load(header.metadata).weights
+    parsed, tensors = parse(header, data)
     return graph, {
-        index: (record.codec, header.tensors[f"{index}.weight"].array(data).reshape(-1).view(np.uint8))
-        for index, record in weights.items()
+        index: (record.codec, tensors[f"{index}.weight"].array(data).reshape(-1).view(np.uint8))
+        for index, record in parsed.weights.items()
     }
 
 
@@ -146,29 +147,34 @@ def load(
 
 
 def _parse_and_decode(header: container.Header, data: Buffer, max_decoded_bytes: int, run: _Map) -> Graph:
-    parsed = metadata.load(header.metadata)
-    check_metadata(parsed, header, max_decoded_bytes)
-    graph = decode(parsed, header, data, run)
+    parsed, tensors = parse(header, data)
+    check_metadata(parsed, tensors, max_decoded_bytes)
+    graph = decode(parsed, tensors, data, run)
     checks.check_values(graph)
     return graph
 
 
-def check_metadata(parsed: metadata.Metadata, header: container.Header, max_decoded_bytes: int) -> None:
+def parse(header: container.Header, data: Buffer) -> tuple[metadata.Metadata, _Entries]:
+    """The graph without the contents of its tensors, and where these lie; neither is checked by the other's rules."""
+    deflated = header.tensors.get(compact_form.GRAPH)
+    parsed = metadata.load(header.metadata, bytes(data[deflated.begin : deflated.end]) if deflated else None)
+    return parsed, _compact_entries(parsed, header.tensors) if parsed.compact else header.tensors
+
+
+def check_metadata(parsed: metadata.Metadata, tensors: _Entries, max_decoded_bytes: int) -> None:
     """All that can be checked before anything is decoded."""
     checks.check_structure(parsed.graph, max_decoded_bytes)
-    _check_entries(parsed, header.tensors)
+    _check_entries(parsed, tensors)
     _check_decoded_bytes(parsed.graph, max_decoded_bytes)
 
 
-def decode(parsed: metadata.Metadata, header: container.Header, data: Buffer, run: _Map = map) -> Graph:
+def decode(parsed: metadata.Metadata, tensors: _Entries, data: Buffer, run: _Map = map) -> Graph:
     """The graph with the contents of its tensors; ``run`` calls a function for each node as ``map`` does."""
 
     def filled(index: int) -> Node:
         node = parsed.graph.nodes[index]
         expected = expected_entries(node, parsed.weights.get(index), parsed.half_affine)
-        return replace(
-            node, tensors=_decode_node(index, node, parsed.weights.get(index), expected, header.tensors, data)
-        )
+        return replace(node, tensors=_decode_node(index, node, parsed.weights.get(index), expected, tensors, data))
 
     return Graph(parsed.graph.input, tuple(run(filled, range(len(parsed.graph.nodes)))))
 
@@ -176,10 +182,14 @@ def decode(parsed: metadata.Metadata, header: container.Header, data: Buffer, ru
 def expected_entries(
     node: Node, record: WeightRecord | None, half_affine: bool
 ) -> dict[str, tuple[str, tuple[int, ...] | None]]:
-    """dtype and shape that a node's tensors have in the container; a coded weight's size is its codec's matter."""
+    """dtype and shape of a node's tensors in the file, in the order of the compact form.
+
+    A coded weight's size, None where the graph does not say it, is its codec's matter.
+    """
     entries: dict[str, tuple[str, tuple[int, ...] | None]] = {}
     if record is not None:
-        entries["weight"] = ("I8", record.shape) if record.codec == "raw" else ("U8", None)
+        size = None if record.payload_bytes is None else (record.payload_bytes,)
+        entries["weight"] = ("I8", record.shape) if record.codec == "raw" else ("U8", size)
     if "multiplier" in node.tensors:
         entries["affine"] = ("F16" if half_affine else "F32", (2, *node.tensors["multiplier"].shape))
     if "codebook" in node.tensors:
@@ -190,7 +200,26 @@ def expected_entries(
     return entries
 
 
-def _check_entries(parsed: metadata.Metadata, tensors: dict[str, container.Entry]) -> None:
+def _compact_entries(parsed: metadata.Metadata, tensors: _Entries) -> _Entries:
+    """Where the graph's tensors lie within the one that holds them all."""
+    for key in tensors:
+        if key not in (compact_form.DATA, compact_form.GRAPH):
+            _refuse("E_UNREFERENCED", f"tensors[{key!r}]", f"{compact_form.DATA} and {compact_form.GRAPH} alone", key)
+    data = tensors.get(compact_form.DATA)
+    if data is None:
+        _refuse("E_GRAPH_REF", f"tensors[{compact_form.DATA!r}]", "a tensor in the container", "none")
+    for key, entry in tensors.items():
+        if entry.dtype != "U8" or len(entry.shape) != 1:
+            _refuse("E_ENUM", f"tensors[{key!r}]", "U8 (n,)", f"{entry.dtype} {entry.shape}")
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for index, node in enumerate(parsed.graph.nodes):
+        for name, (dtype, shape) in expected_entries(node, parsed.weights.get(index), parsed.half_affine).items():
+            assert shape is not None  # every payload's size is in the graph
+            expected[f"{index}.{name}"] = (dtype, shape)
+    return compact_form.split(data, expected)
+
+
+def _check_entries(parsed: metadata.Metadata, tensors: _Entries) -> None:
     """The container holds exactly the tensors that the nodes need, in their dtypes and shapes."""
     unreferenced = set(tensors)
     for index, node in enumerate(parsed.graph.nodes):
@@ -222,7 +251,7 @@ def _decode_node(
     node: Node,
     record: WeightRecord | None,
     names: Iterable[str],
-    tensors: dict[str, container.Entry],
+    tensors: _Entries,
     data: Buffer,
 ) -> dict[str, NDArray[np.generic]]:
     decoded: dict[str, NDArray[np.generic]] = {}

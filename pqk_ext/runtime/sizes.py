@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pqk_ext import _core
-from pqk_ext.runtime import container, entropy, metadata, reader
+from pqk_ext.runtime import container, entropy, reader
 from pqk_ext.runtime.graph import Graph
 from pqk_ext.runtime.metadata import WeightRecord
 
@@ -119,7 +119,7 @@ class FileInfo:
         digest: SHA-256 that the file carries.
         sha256: SHA-256 of the file as ``sha256sum`` prints it.
         total_bytes: size of the file.
-        header_bytes: container header with the metadata.
+        header_bytes: container header with the metadata, and the deflated graph of a compact file.
         metadata_bytes: the metadata alone, as text.
         nodes: number of nodes of the graph.
         tensors: every tensor, in the order of the nodes.
@@ -206,9 +206,9 @@ def inspect(path: str | os.PathLike[str], *, max_decoded_bytes: int = reader.MAX
     """
     header, data = reader.read_file(path, max_decoded_bytes)
     graph = reader.load(header, data, None, max_decoded_bytes)
-    parsed = metadata.load(header.metadata)
+    parsed, entries = reader.parse(header, data)
     tensors = []
-    for key, entry in header.tensors.items():
+    for key, entry in entries.items():
         index = int(key.split(".")[0])
         record = parsed.weights.get(index) if key.endswith(".weight") else None
         tensors.append(_tensor(key, graph.nodes[index].name, _decoded(graph, key), record, entry.array(data)))
@@ -218,7 +218,7 @@ def inspect(path: str | os.PathLike[str], *, max_decoded_bytes: int = reader.MAX
         digest=container.check_digest(data),
         sha256=hashlib.sha256(data).hexdigest(),
         total_bytes=len(data),
-        header_bytes=header.size,
+        header_bytes=len(data) - sum(entry.nbytes for entry in entries.values()),
         metadata_bytes=len(header.metadata),
         nodes=len(graph.nodes),
         tensors=tuple(tensors),

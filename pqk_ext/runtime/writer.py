@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pqk_ext import _core
-from pqk_ext.runtime import checks, container, metadata, reader
+from pqk_ext.runtime import checks, compact_form, container, metadata, reader, strict_json
 from pqk_ext.runtime.graph import Graph, Node
 from pqk_ext.runtime.metadata import CODECS, WeightRecord, value_bits
 from pqk_ext.runtime.replace import replace_file
@@ -30,9 +32,10 @@ def _encode_weight(
     rows = weight.shape[0]
     name = codec or _core.choose_codec(flat, rows, speed_tolerance)
     record = WeightRecord(name, weight.shape, value_bits(weight, codes=codebook is not None), codebook)
-    if name == "raw":  # stored as what it is, so that any safetensors tool can read it
+    if name == "raw":  # stored as what it is
         return record, flat
-    return record, np.frombuffer(_core.encode_weight(name, flat, rows), np.uint8)
+    payload = np.frombuffer(_core.encode_weight(name, flat, rows), np.uint8)
+    return replace(record, payload_bytes=payload.size), payload
 
 
 def _fits_half(graph: Graph) -> bool:
@@ -61,7 +64,9 @@ def _encode_node(
     return record, tensors
 
 
-def dumps(graph: Graph, *, codec: str | None = None, speed_tolerance: float = SPEED_TOLERANCE) -> bytes:
+def dumps(
+    graph: Graph, *, codec: str | None = None, speed_tolerance: float = SPEED_TOLERANCE, compact: bool = True
+) -> bytes:
     """The bytes of the file that :func:`write` writes; equal graphs give equal bytes.
 
     Args:
@@ -70,6 +75,8 @@ def dumps(graph: Graph, *, codec: str | None = None, speed_tolerance: float = SP
         speed_tolerance: where ``codec`` is None, how much longer than the shortest a weight's payload may be, as a
             share of it, to be decoded faster. 0 gives the smallest file. (Lengths are computed from the values
             before anything is encoded, those of interleaved streams to within 0.2 %.)
+        compact: the graph deflated and all tensors in one, which saves 5 kB in a network of 20 layers; else the graph
+            is plain JSON, and every tensor can be had by its name with any tool for safetensors.
 
     Raises:
         FormatError: the graph breaks a rule of the format.
@@ -87,13 +94,30 @@ def dumps(graph: Graph, *, codec: str | None = None, speed_tolerance: float = SP
         if record is not None:
             weights[index] = record
         tensors.update((f"{index}.{name}", part) for name, part in parts.items())
-    data = container.pack(metadata.dump(graph, weights, half_affine=half_affine), tensors)
+    data = _pack(graph, weights, tensors, half_affine=half_affine, is_compact=compact)
     reader.loads(data)
     return data
 
 
+def _pack(
+    graph: Graph, weights: Mapping[int, WeightRecord], tensors: _Tensors, *, half_affine: bool, is_compact: bool
+) -> bytes:
+    text = strict_json.canonical(metadata.dump_graph(graph, weights))
+    stream = compact_form.deflate(text) if is_compact else None
+    version = metadata.dump_version(graph, weights, half_affine=half_affine, compact=stream is not None)
+    if stream is not None:
+        return container.pack(version, {compact_form.DATA: compact_form.join(tensors), compact_form.GRAPH: stream})
+    plain = {index: replace(record, payload_bytes=None) for index, record in weights.items()}
+    return container.pack({**metadata.dump_graph(graph, plain), **version}, tensors)
+
+
 def write(
-    graph: Graph, path: str | os.PathLike[str], *, codec: str | None = None, speed_tolerance: float = SPEED_TOLERANCE
+    graph: Graph,
+    path: str | os.PathLike[str],
+    *,
+    codec: str | None = None,
+    speed_tolerance: float = SPEED_TOLERANCE,
+    compact: bool = True,
 ) -> None:
     """Writes a graph. The file appears whole or not at all; one already there is replaced only by a whole one.
 
@@ -104,13 +128,15 @@ def write(
         speed_tolerance: where ``codec`` is None, how much longer than the shortest a weight's payload may be, as a
             share of it, to be decoded faster. 0 gives the smallest file. (Lengths are computed from the values
             before anything is encoded, those of interleaved streams to within 0.2 %.)
+        compact: the graph deflated and all tensors in one, which saves 5 kB in a network of 20 layers; else the graph
+            is plain JSON, and every tensor can be had by its name with any tool for safetensors.
 
     Raises:
         FormatError: the graph breaks a rule of the format.
         OSError: the file cannot be written; nothing is left behind.
         ValueError: unknown ``codec``, or a negative ``speed_tolerance``.
     """
-    data = dumps(graph, codec=codec, speed_tolerance=speed_tolerance)
+    data = dumps(graph, codec=codec, speed_tolerance=speed_tolerance, compact=compact)
     target = os.fspath(path)
     if os.path.exists(target) and not os.path.isfile(target):
         raise OSError(errno.EINVAL, "cannot replace what is not a regular file", target)

@@ -248,7 +248,7 @@ def half_affine() -> Graph:
 
 
 def golden() -> dict[str, tuple[Graph, str | None]]:
-    """File name, graph and codec (None: the smallest) of every golden file."""
+    """File name, graph and codec (None: the smallest) of every golden file; those named compact are."""
     first = ("raw", "bitmask", "csr", "huffman", "sparse-huffman")
     return {
         **{f"v1.0/{codec}.pqk": (small(), codec) for codec in first},
@@ -259,6 +259,9 @@ def golden() -> dict[str, tuple[Graph, str | None]]:
         "v1.1/dilated.pqk": (dilated(), "huffman"),
         "v1.1/float_dilated.pqk": (float_dilated(), None),
         "v1.1/half_affine.pqk": (half_affine(), "huffman"),
+        "v1.1/compact_all_ops.pqk": (all_ops(), "huffman"),
+        "v1.1/compact_float_ops.pqk": (float_ops(), "huffman"),
+        "v1.1/compact_half_affine.pqk": (half_affine(), "huffman"),
         **{f"v1.1/{codec}.pqk": (small(), codec) for codec in pqk_format.CODECS if codec not in first},
     }
 
@@ -279,7 +282,7 @@ def main() -> None:
         if path.exists():
             print(f"{path}: kept")
             continue
-        pqk_format.write(graph, path, codec=codec)
+        pqk_format.write(graph, path, codec=codec, compact=path.stem.startswith("compact"))
         digests = tensor_digests(graph)
         path.with_suffix(".json").write_text(json.dumps(digests, indent=1) + "\n")
         print(f"{path}: {path.stat().st_size} bytes")

@@ -80,12 +80,12 @@ def test_floats(isa: str) -> None:
     expected = np.zeros_like(got)
     expected[:, :, ::2, ::3] = x
     np.testing.assert_array_equal(got, expected)
-    _, metadata, _ = split(pqk_format.dumps(graph))
+    _, metadata, _ = split(pqk_format.dumps(graph, compact=False))
     assert (metadata["version"], metadata["required_features"]) == ([1, 1], ["dilate", "float-codebook"])
 
 
 def test_the_feature_is_required() -> None:
-    data = pqk_format.dumps(transposed(2, (3, 3), (2, 2), 9))
+    data = pqk_format.dumps(transposed(2, (3, 3), (2, 2), 9), compact=False)
     assert "dilate" in split(data)[1]["required_features"]
     assert refused(set_metadata(["required_features"], [], data)).code == "E_FEATURE"
     error = refused(set_metadata(["nodes", 1, "stride"], [2, 2], data))

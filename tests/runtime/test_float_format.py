@@ -48,19 +48,19 @@ def test_all_codes_in_every_codec(codec: str | None, zero: int) -> None:
 
 
 def test_only_files_that_need_it_require_the_feature(graph: Graph, golden_graphs: ModuleType) -> None:
-    _, metadata, _ = split(pqk_format.dumps(graph, codec="huffman"))
+    _, metadata, _ = split(pqk_format.dumps(graph, codec="huffman", compact=False))
     assert (metadata["version"], metadata["required_features"]) == ([1, 1], ["float-codebook"])
-    _, metadata, _ = split(pqk_format.dumps(golden_graphs.all_ops(), codec="huffman"))
+    _, metadata, _ = split(pqk_format.dumps(golden_graphs.all_ops(), codec="huffman", compact=False))
     assert metadata["version"] == [1, 0]
     assert "required_features" not in metadata
     # Operators that are older than the feature, on values that are not.
     nodes = (Node("pad", "pad", (0,), Value((2, 1, 3), "f32"), {"before": [0, 0, 1], "after": [0, 0, 1]}),)
-    _, metadata, _ = split(pqk_format.dumps(Graph(Value((2, 1, 1), "f32"), nodes)))
+    _, metadata, _ = split(pqk_format.dumps(Graph(Value((2, 1, 1), "f32"), nodes), compact=False))
     assert metadata["required_features"] == ["float-codebook"]
 
 
 def test_a_feature_that_is_not_listed_or_not_used(graph: Graph) -> None:
-    data = pqk_format.dumps(graph, codec="huffman")
+    data = pqk_format.dumps(graph, codec="huffman", compact=False)
     for features in (REMOVED, [], ["float-codebook", "float-codebook"]):
         error = refused(set_metadata(["required_features"], features, data))
         assert (error.code, error.field) == ("E_FEATURE", "required_features")
@@ -104,7 +104,7 @@ METADATA_CASES: dict[str, tuple[list[str | int], object, str, str]] = {
 @pytest.mark.parametrize("name", METADATA_CASES)
 def test_metadata(graph: Graph, name: str) -> None:
     path, new, code, field = METADATA_CASES[name]
-    error = refused(set_metadata(path, new, pqk_format.dumps(graph, codec="huffman")))
+    error = refused(set_metadata(path, new, pqk_format.dumps(graph, codec="huffman", compact=False)))
     assert error.code == code
     assert field in error.field
 

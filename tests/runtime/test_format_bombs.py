@@ -8,6 +8,7 @@ import json
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def tebibyte_of_activations() -> bytes:
     return join({"__metadata__": {}}, {"digest": "0" * 64, "input": [1, 1, 1], "nodes": nodes, "version": [1, 0]}, b"")
 
 
+def deflated(text: bytes) -> bytes:
+    """A compact file with this text for a graph."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    data = stream.compress(text) + stream.flush()
+    header = {
+        "__metadata__": {},
+        "data": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]},
+        "graph": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]},
+    }
+    return join(header, {"digest": "0" * 64, "required_features": ["compact"], "version": [1, 1]}, data)
+
+
 # No spare bits, one symbol of length 1, and its code 472 times.
 HUFFMAN = bytes.fromhex("008080ff40") + bytes(59)
 EMPTY_CSR = b"\x01\x00" + bytes(4 * 17)
@@ -101,6 +114,13 @@ CASES: dict[str, tuple[bytes, str, str]] = {
     "5 GiB in many layers": (linear(2**29, 2, "sparse-huffman", b"\0", layers=5), "E_BOMB", "tensors"),
     "8 GiB of input": (linear(2**31 - 1, 1, "sparse-huffman", b"\0"), "E_BOMB", "nodes[0].shape"),
     "1 TiB of activations": (tebibyte_of_activations(), "E_BOMB", "nodes[1].shape"),
+    "a deflated text of 64 MiB": (deflated(bytes(2**26)), "E_BOMB", "tensors['graph'].stream"),
+    "deflated lists": (deflated(b'{"input":[1],"nodes":[' + b"[]," * 21_000 + b"[]]}"), "E_HEADER", "nodes[0].node"),
+    "deflated nodes": (
+        deflated(b'{"input":[1],"nodes":[' + b",".join([b'{"op":"flatten","name":"x","shape":[1]}'] * 1_600) + b"]}"),
+        "E_GRAPH_ATTR",
+        "nodes[0].dtype",
+    ),
     "header of 4 GiB": (struct.pack("<Q", 2**32) + SMALL[8:], "E_HEADER_LEN", "header length"),
     "header of 2^64 - 8": (struct.pack("<Q", 2**64 - 8) + SMALL[8:], "E_HEADER_LEN", "header length"),
 }

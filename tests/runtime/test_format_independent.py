@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,39 @@ def decode(codec: str, data: bytes, shape: list[int]) -> np.ndarray[Any, Any]:
     return out
 
 
+def expand(
+    metadata: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]]
+) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Metadata and tensors of a compact file as a plain one has them."""
+    assert set(metadata) == {"digest", "version", "required_features"}
+    assert set(tensors) == {"data", "graph"}
+    graph = json.loads(zlib.decompress(tensors["graph"].tobytes(), wbits=-15))
+    sizes: dict[str, tuple[str, int]] = {}
+    for index, fields in enumerate(graph["nodes"]):
+        record, channels = fields.get("weight"), fields["shape"][0]
+        if record:
+            sizes[f"{index}.weight"] = ("u1", record["bytes"])
+        if record or fields["op"] in ("affine", "float_affine"):
+            half = "half-affine" in metadata["required_features"]
+            sizes[f"{index}.affine"] = ("<f2" if half else "<f4", 2 * channels)
+        if record and "codebook" in record:
+            sizes[f"{index}.codebook"] = ("<f4", record["codebook"])
+        if fields["op"] == "affine":
+            sizes[f"{index}.zero_point"] = ("u1", channels)
+        if fields["op"] == "lookup":
+            sizes[f"{index}.table"] = ("u1", 256)
+    found, at = {}, 0
+    for itemsize in (4, 2, 1):
+        for name, (dtype, count) in sizes.items():
+            if np.dtype(dtype).itemsize == itemsize:
+                found[name] = np.frombuffer(tensors["data"].tobytes(), dtype, count, at)
+                at += count * itemsize
+    assert at == tensors["data"].size
+    for name in (name for name in found if name.endswith(".affine")):
+        found[name] = found[name].reshape(2, -1)
+    return {**metadata, **graph}, found
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_reader_written_from_the_text_agrees(path: Path) -> None:
     data = path.read_bytes()
@@ -344,6 +378,8 @@ def test_a_reader_written_from_the_text_agrees(path: Path) -> None:
     metadata = json.loads(header["__metadata__"]["pqk"])
     assert metadata["digest"].encode() == digest
     tensors = safetensors.numpy.load(data)
+    if "compact" in metadata.get("required_features", []):
+        metadata, tensors = expand(metadata, tensors)
 
     graph = pqk_format.read(path)
     assert list(graph.input.shape) == metadata["input"]

@@ -62,7 +62,7 @@ def test_float_values(isa: str) -> None:
         Node("float_map", "gate", (1,), Value((3, 1, 8), "f32"), {"function": "tanh"}),
     )
     graph = Graph(Value((2, 5), "f32"), nodes)
-    features = split(pqk_format.dumps(graph))[1]["required_features"]
+    features = split(pqk_format.dumps(graph, compact=False))[1]["required_features"]
     assert features == ["float-codebook", "sequence-input"]
     x = inputs(4, 2, 5)
     expected = float_reference.run(graph, x)

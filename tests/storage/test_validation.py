@@ -148,7 +148,7 @@ def check_file(path: Path) -> None:
         assert 0 <= tensor.mask_bits <= min(1, tensor.entropy_bits + 1e-9)
     for layer in info.layers:
         assert layer.weight.name == f"{layer.node}.weight"
-        assert layer.parts["scales"] == (4 if path.stem == "half_affine" else 8) * layer.weight.shape[0]
+        assert layer.parts["scales"] == (4 if "half_affine" in path.stem else 8) * layer.weight.shape[0]
         assert layer.total_bytes == sum(t.payload_bytes for t in info.tensors if t.name.startswith(f"{layer.node}."))
 
 
