@@ -100,7 +100,10 @@ class PQKConfig(Checked):
         temperature: softening of both logits in the distillation loss.
         kd_weight: weight of the student's distillation loss.
         ce_weight: weight of the student's cross-entropy.
-        kd_warmup_fraction: share of phase 2, at its start, without the distillation loss.
+        kd_warmup_fraction: share of phase 2 for which the teacher learns before the distillation loss begins.
+        teacher_start: share of phase 1 after which the teacher begins to learn and to teach, or where quantization
+            begins, if that is later. 1 is PQK as published: with phase 2. Less lets it begin as good as the network
+            was before pruning, and move what is pruned, which may come back; each of these steps costs one of phase 2.
         teacher_weights: the teacher uses the important weights as floats, or as the student's quantized values.
         routing: teacher losses move the unimportant weights only (``"disjoint"``), or both losses move all.
         kl_direction: ``"two_way"`` also pulls the teacher towards the student.
@@ -143,6 +146,7 @@ class PQKConfig(Checked):
     kd_weight: float = number(1.0, 0)
     ce_weight: float = number(1.0, 0)
     kd_warmup_fraction: float = number(0.0, 0, 1)
+    teacher_start: float = number(1.0, 0, 1)
     teacher_weights: Literal["float", "quantized"] = choice("float", "quantized")
     routing: Literal["disjoint", "shared"] = choice("disjoint", "shared")
     kl_direction: Literal["one_way", "two_way"] = choice("one_way", "two_way")
@@ -211,8 +215,13 @@ class PQKConfig(Checked):
         return math.ceil(self.phase1_steps * self.ramp_end)
 
     @property
+    def teacher_start_step(self) -> int:
+        """Step from which the teacher learns and teaches: where phase 2 begins, or sooner."""
+        return max(self.float_steps, math.ceil(self.phase1_steps * self.teacher_start))
+
+    @property
     def kd_warmup_steps(self) -> int:
-        """Steps at the start of phase 2 without the distillation loss, counted from the start of phase 2."""
+        """Steps of the teacher without the distillation loss, counted from where it begins."""
         return math.floor(self.phase2_steps * self.kd_warmup_fraction)
 
     def for_layer(self, name: str) -> LayerSettings:

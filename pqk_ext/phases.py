@@ -83,6 +83,11 @@ class PQKController(nn.Module):
         return self._phase
 
     @property
+    def teaching(self) -> bool:
+        """Whether the teacher inside learns and teaches: in phase 2, or from ``config.teacher_start`` on."""
+        return self._teaching
+
+    @property
     def quantizing(self) -> bool:
         """Whether training uses fake quantization; False in the first ``config.float_steps`` steps."""
         return self._quantizing
@@ -225,7 +230,7 @@ class PQKController(nn.Module):
         criterion: Callable[[Tensor, Tensor], Tensor],
         student: Callable[[], tuple[Tensor, Tensor | float]],
     ) -> Tensor:
-        if self.phase == 1 or not self.config.teacher:
+        if not self._teaching:
             logits, extra = student()
             ce = criterion(logits, y)
             loss = (self.config.ce_weight * ce if self.phase == 2 else ce) + extra
@@ -287,6 +292,8 @@ class PQKController(nn.Module):
             self.update_masks()
         if self._step == self.config.phase1_steps:
             self._begin_phase_2()
+        if self._step == self.config.teacher_start_step:
+            self._begin_teaching()
         if self.quantizing and not quantizing:
             for layer in self.layers():
                 layer.initialize_scale()
@@ -319,7 +326,8 @@ class PQKController(nn.Module):
         looks = step % _OBSERVE_INTERVAL == 0 or step == c.float_steps - 1
         self._observing = step == 0 if self._quantizing else looks
         self._phase = 1 if step < c.phase1_steps else 2
-        self._distilling = step >= c.phase1_steps + c.kd_warmup_steps
+        self._teaching = c.teacher and step >= c.teacher_start_step
+        self._distilling = step >= c.teacher_start_step + c.kd_warmup_steps
 
     @torch.no_grad()
     def update_masks(self, *, final: bool = False) -> None:
@@ -346,12 +354,14 @@ class PQKController(nn.Module):
         for layer in self._ranked_layers():
             layer.weight_mask.copy_(of_weight[id(layer.weight)].weight_mask)
 
-    def _begin_phase_2(self) -> None:
-        self.update_masks()
+    def _begin_teaching(self) -> None:
         for module in self._model.modules():
             if isinstance(module, PQKLayer | RoleBatchNorm):
                 module.copy_to_teacher()
         self._remember_weights()
+
+    def _begin_phase_2(self) -> None:
+        self.update_masks()
         if self.config.step_size == "freeze":
             for scale in self.step_sizes():
                 scale.requires_grad_(False)
@@ -361,8 +371,8 @@ class PQKController(nn.Module):
 
     @property
     def _freezes(self) -> bool:
-        """Whether nothing may move the unimportant weights; in phase 2 the teacher's loss does."""
-        return self.phase == 1 or not self.config.teacher
+        """Whether nothing may move the unimportant weights; the teacher's loss does."""
+        return not self._teaching
 
     def _remember_weights(self) -> None:
         self._kept = [layer.weight.detach().clone() for layer in self._ranked_layers()] if self._freezes else []

@@ -45,8 +45,8 @@ def diagnose(
     controller = model.pqk
     with undisturbed(model):
         student, reference, activations = _activations(model, x, known)
-        dense = logits(model, x, Role.FLOAT) if controller.phase == 1 else None
-        agreement = _agreement(model, x, y, student) if controller.phase == 2 and controller.config.teacher else None
+        dense = logits(model, x, Role.FLOAT) if controller.phase == 1 and not controller.teaching else None
+        agreement = _agreement(model, x, y, student) if controller.teaching else None
         layers = tuple(
             diagnose_layer(layer, name=name, start=known.get(f"{name}.weight_scale"))
             for name, layer in named_layers(model).items()

@@ -177,7 +177,8 @@ def _schedule(config: PQKConfig, done: frozenset[str], actions: frozenset[str]) 
         return {}
     quantized = "quantize" in done | actions
     # One phase: pruning of a float network is for phase 1. The ramp takes as many steps as in two.
-    changes: dict[str, Any] = {"phase1_fraction": 1.0, "float_fraction": 0.0 if quantized else 1.0}
+    changes: dict[str, Any] = {"phase1_fraction": 1.0, "teacher_start": 1.0}
+    changes["float_fraction"] = 0.0 if quantized else 1.0
     changes["ramp_end"] = config.ramp_end * config.phase1_fraction
     if "prune" in actions:
         changes["warmup_fraction"] = 0.0 if quantized else config.warmup_fraction * config.phase1_fraction
