@@ -3,7 +3,7 @@
 Phase 1 prunes and quantizes; the weights pruned away stay in their tensors, untouched. Phase 2 puts them back beside
 the important ones: that whole network is the teacher of the pruned, quantized student, and only the teacher's loss
 moves them. After Kim, Chang and Kwak, "PQK: Model Compression via Pruning, Quantization, and Knowledge Distillation",
-Interspeech 2021.
+Interspeech 2021; beyond it, ``config.teacher_start`` lets the teacher begin while phase 1 still prunes.
 """
 
 from __future__ import annotations
@@ -198,9 +198,10 @@ class PQKController(nn.Module):
                 the float network while that warms up.
 
         Returns:
-            A scalar. Phase 1: the student's task loss. Phase 2: task losses of student and teacher and the
-            distillation loss; with disjoint routing each moves its own weights only. Both add ``config.size_penalty``
-            for each kB of :func:`pqk_ext.coded_size`, which moves the student's weights and step sizes.
+            A scalar: the student's task loss, or, once the teacher has begun, task losses of student and teacher and
+            the distillation loss; with disjoint routing each moves its own weights only. Added is
+            ``config.size_penalty`` for each kB of :func:`pqk_ext.coded_size`, which moves the student's weights and
+            step sizes.
 
         Raises:
             RuntimeError: the model is in evaluation mode, which gives no gradients.

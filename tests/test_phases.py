@@ -181,6 +181,86 @@ def test_teacher_begins_phase_2_as_a_copy() -> None:
     assert model.bn1.teacher.running_mean is not model.bn1.running_mean
 
 
+EARLY = PQKConfig(**{**CONFIG.to_dict(), "teacher_start": 0.4})
+
+
+def test_an_early_teacher_begins_as_a_copy_and_then_moves_what_is_pruned() -> None:
+    begin = EARLY.teacher_start_step
+    assert EARLY.float_steps < begin < EARLY.ramp_end_step < EARLY.phase1_steps
+    model = prepared(EARLY)
+    optimizer = optimizer_of(model)
+    for step in range(STEPS):
+        layers = model.pqk.prunable_layers()
+        masks = [layer.weight_mask.clone() for layer in layers]
+        before = [layer.weight.detach().clone() for layer in layers]
+        assert model.pqk.teaching == (step >= begin)
+        train_step(model, optimizer, step)
+        pruned = any(not mask.all() for mask in masks)
+        moved = any(
+            bool((layer.weight.detach()[~mask] != old[~mask]).any())
+            for layer, mask, old in zip(layers, masks, before, strict=True)
+        )
+        assert moved == (pruned and step >= begin)
+        assert ("kd" in model.pqk.metrics()) == (step >= begin)
+        assert model.pqk.phase == (1 if step + 1 < EARLY.phase1_steps else 2)
+        if step + 1 == begin:
+            assert torch.equal(model.bn1.teacher.running_mean, model.bn1.running_mean)
+            assert torch.equal(model.fc.teacher.weight, model.fc.weight)
+        if step >= EARLY.phase1_steps:
+            assert all(torch.equal(layer.weight_mask, mask) for layer, mask in zip(layers, masks, strict=True))
+    assert model.pqk.sparsity == pytest.approx(0.75, abs=0.01)
+
+
+def test_losses_of_an_early_teacher_keep_to_their_weights() -> None:
+    model = trained(EARLY, EARLY.phase1_steps - 2)
+    assert model.pqk.phase == 1
+    x, y = batch(99)
+    teacher = nn.functional.cross_entropy(model.run(x, Role.TEACHER), y)
+    student = nn.functional.cross_entropy(model.run(x, Role.STUDENT), y)
+    for layer, of_student, of_teacher in zip(
+        model.pqk.prunable_layers(), gradients(model, student), gradients(model, teacher), strict=True
+    ):
+        assert not of_student[~layer.weight_mask].any()
+        assert not of_teacher[layer.weight_mask].any()
+        assert of_teacher[~layer.weight_mask].any()
+
+
+def test_what_an_early_teacher_moved_may_come_back() -> None:
+    """Masks grow by magnitude alone: a pruned weight returns only where the teacher's loss has made it large."""
+
+    def returned(config: PQKConfig) -> int:
+        model = prepared(config)
+        optimizer = optimizer_of(model)
+        count = 0
+        for step in range(config.phase1_steps):
+            before = [layer.weight_mask.clone() for layer in model.pqk.prunable_layers()]
+            train_step(model, optimizer, step)
+            after = [layer.weight_mask for layer in model.pqk.prunable_layers()]
+            count += sum(int((new & ~old).sum()) for new, old in zip(after, before, strict=True))
+        return count
+
+    assert returned(EARLY) > returned(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("change", "step"),
+    [
+        ({}, 16),
+        ({"teacher_start": 0.0}, 2),
+        ({"teacher_start": 0.0, "warmup_fraction": 0.0}, 0),
+        ({"teacher_start": 0.5}, 8),
+        ({"teacher_start": 0.51}, 9),
+        ({"teacher_start": 0.2, "float_fraction": 0.5}, 8),
+        ({"phase1_fraction": 1.0}, 32),
+        ({"phase1_fraction": 1.0, "teacher_start": 0.25}, 8),
+    ],
+)
+def test_where_the_teacher_begins(change: dict[str, float], step: int) -> None:
+    config = PQKConfig(**{**CONFIG.to_dict(), **change})
+    assert config.teacher_start_step == step
+    assert prepared(config).pqk.teaching == (step == 0)
+
+
 def test_pruned_weights_are_integer_zero_in_the_graph() -> None:
     model = trained()
     nodes = {node.name: node for node in lower(model).nodes}
@@ -198,16 +278,17 @@ def test_training_lowers_the_loss() -> None:
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
+@pytest.mark.parametrize("config", [CONFIG, EARLY], ids=["published", "early"])
 @pytest.mark.parametrize("stop", [1, 5, 11, 20])
-def test_state_dict_resumes_bit_for_bit(stop: int) -> None:
-    whole = trained()
-    model = prepared()
+def test_state_dict_resumes_bit_for_bit(stop: int, config: PQKConfig) -> None:
+    whole = trained(config)
+    model = prepared(config)
     optimizer = optimizer_of(model)
     torch.manual_seed(1)
     for step in range(stop):
         train_step(model, optimizer, step)
     random_state = torch.get_rng_state()
-    again = prepared()
+    again = prepared(config)
     again.load_state_dict(copy.deepcopy(model.state_dict()))
     second = optimizer_of(again)
     second.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -240,6 +321,10 @@ def test_deepcopy_trains_on_its_own() -> None:
         {"granularity": "2:4", "sparsity": 0.5},
         {"granularity": "1x4"},
         {"kd_warmup_fraction": 0.5},
+        {"teacher_start": 0.2},
+        {"teacher_start": 0.0, "warmup_fraction": 0.0},
+        {"teacher_start": 0.2, "step_size": "freeze", "batch_norm": "shared"},
+        {"teacher_start": 0.2, "routing": "shared", "teacher_weights": "quantized"},
         {"weight_bits": 4, "act_bits": 4},
         {"prune_linear": True},
     ],

@@ -139,8 +139,8 @@ class Diagnosis:
         logits_sqnr_db: the student's logits against those of the same pruned network in float: what quantization
             loses.
         dense_logits_sqnr_db: the student's logits against those of all weights in float: what pruning and quantization
-            lose. None in phase 2, where the weights pruned away belong to the teacher.
-        agreement: with the teacher in phase 2, else None.
+            lose. None in phase 2, and wherever the weights pruned away belong to a teacher.
+        agreement: with the teacher, once it has begun; else None.
         layers: in the order of the network.
         activations: in the order of the network.
     """

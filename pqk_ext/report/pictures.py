@@ -34,11 +34,11 @@ def short_name(name: str) -> str:
 
 
 def _mark_edges(axes: Axes, run: Run) -> None:
-    """Where quantization begins, the final sparsity is reached and phase 2 begins."""
+    """Where quantization and a teacher begin, the final sparsity is reached and phase 2 begins."""
     if run.total_steps:
         axes.set_xlim(0, run.total_steps)
     edges = [(run.quantized_step, "quantized", "left"), (run.sparse_step, "sparse", "right")]
-    edges.append((run.phase2_step, "phase 2", "left"))
+    edges += [(run.teacher_step, "teacher", "left"), (run.phase2_step, "phase 2", "left")]
     for step, text, side in edges:
         if step is None:
             continue

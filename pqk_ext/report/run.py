@@ -80,6 +80,14 @@ class Run:
         return step if 0 < step < self.total_steps else None
 
     @property
+    def teacher_step(self) -> int | None:
+        """Where the teacher inside begins; None without one, or where that is with phase 2."""
+        if not self.config or not self.config["teacher"] or self.config.get("teacher_start", 1) == 1:
+            return None
+        step = self._in_phase1("teacher_start", math.ceil)
+        return None if step is None else max(step, self.quantized_step or 0)
+
+    @property
     def quantized_step(self) -> int | None:
         """Where the warm-up ends and quantization begins; None without PQK."""
         return self._in_phase1("warmup_fraction", math.floor)

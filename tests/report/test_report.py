@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -112,6 +113,10 @@ def test_a_finished_run(finished_run: Path) -> None:
     run = read_run(finished_run)
     assert run.finished
     assert (run.quantized_step, run.sparse_step, run.phase2_step) == (3, 18, 24)
+    assert run.teacher_step is None  # with phase 2
+    settings = {**run.facts["settings"], "config.teacher_start": 0.25}
+    early = dataclasses.replace(run, facts={**run.facts, "settings": settings})
+    assert (early.teacher_step, early.phase2_step) == (6, 24)
     assert run.best is not None
     assert f"{run.best['accuracy']:.2%}" in parsed.text
     assert run.facts["data"]["train"] in parsed.text

@@ -118,15 +118,21 @@ def digest(model: nn.Module) -> str:
 
 
 @pytest.mark.parametrize(
-    ("wrapper", "accumulate"),
-    [({}, 2), ({"forward_sync_buffers": False, "gradient_as_bucket_view": True, "bucket_cap_mb": 0.001}, 1)],
+    ("change", "wrapper", "accumulate"),
+    [
+        ({}, {}, 2),
+        ({}, {"forward_sync_buffers": False, "gradient_as_bucket_view": True, "bucket_cap_mb": 0.001}, 1),
+        ({"teacher_start": 0.3}, {}, 1),
+    ],
     ids=str,
 )
 def test_both_processes_hold_the_same_bits_in_all_phases(
-    tmp_path: Path, both: Both, problem: Problem, wrapper: dict[str, Any], accumulate: int
+    tmp_path: Path, both: Both, problem: Problem, change: dict[str, Any], wrapper: dict[str, Any], accumulate: int
 ) -> None:
+    config = PQKConfig.from_dict(CONFIG.to_dict() | change)
+
     def run(rank: int) -> None:
-        model = train(problem, rank=rank, size=2, accumulate=accumulate, check=True, **wrapper)
+        model = train(problem, config, rank=rank, size=2, accumulate=accumulate, check=True, **wrapper)
         check_in_sync(model)
         assert model.pqk.phase == 2
         assert model.pqk.sparsity == pytest.approx(0.7, abs=0.01)
@@ -258,9 +264,14 @@ def test_divided_parameters_train_as_whole_ones(both: Both, problem: Problem, op
     both(run)
 
 
-def test_divided_parameters_through_warm_up_and_batch_norm(tmp_path: Path, both: Both, problem: Problem) -> None:
+@pytest.mark.parametrize("teacher_start", [1.0, 0.3])
+def test_divided_parameters_through_warm_up_and_batch_norm(
+    tmp_path: Path, both: Both, problem: Problem, teacher_start: float
+) -> None:
+    config = PQKConfig.from_dict(CONFIG.to_dict() | {"teacher_start": teacher_start})
+
     def run(rank: int) -> None:
-        model = _train_divided(problem, CONFIG, rank, True, torch.optim.AdamW, lr=0.02)
+        model = _train_divided(problem, config, rank, True, torch.optim.AdamW, lr=0.02)
         synchronize(model)
         with gathered(model):
             check_in_sync(model)

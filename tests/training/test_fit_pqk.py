@@ -110,6 +110,7 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(
         {"ranking": "per_layer", "granularity": "filter", "sparsity": 0.5},
         {"granularity": "1x4"},
         {"phase1_fraction": 1.0, "kd_warmup_fraction": 0.0},
+        {"teacher_start": 0.3},
     ],
     ids=str,
 )
