@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ class Lives:
             text=True,
             # Threads that wait by turning round would take the machine from other tests.
             env=os.environ | {"PYTHONPATH": str(package), "OMP_WAIT_POLICY": "passive"},
+            start_new_session=True,
         )
 
     def _ask(self, **words: Any) -> int:
@@ -46,7 +48,8 @@ class Lives:
         return self._ask(wait=pid)
 
     def close(self) -> None:
-        self._process.kill()
+        # With all descendants: a worker of torch whose trainer is killed as it starts never ends and holds the pipes.
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
 
