@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DataError", "FormatError"]
+from typing import NoReturn
+
+__all__ = ["DataError", "FormatError", "refuse"]
 
 _SHOWN_LENGTH = 200
 
@@ -35,6 +37,11 @@ class FormatError(ValueError):
     def __str__(self) -> str:
         at = f" at byte {self.offset}" if self.offset >= 0 else ""
         return f"{self.field}{at}: expected {self.expected}, got {self.got} [{self.code}]"
+
+
+def refuse(code: str, field: str, expected: str, got: object, offset: int = -1) -> NoReturn:
+    """Raises a :class:`FormatError` of its arguments."""
+    raise FormatError(code, field, offset, expected, str(got))
 
 
 class DataError(ValueError):

@@ -88,6 +88,11 @@ class PQKController(nn.Module):
         return self._teaching
 
     @property
+    def distilling(self) -> bool:
+        """Whether the student's loss has a distillation loss: a while after the teacher begins, where it warms up."""
+        return self._distilling
+
+    @property
     def quantizing(self) -> bool:
         """Whether training uses fake quantization; False in the first ``config.float_steps`` steps."""
         return self._quantizing

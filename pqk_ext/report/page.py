@@ -166,7 +166,9 @@ def _tiles(run: Run, files: Sequence[ExportedFile]) -> list[Tile]:
 def _training(run: Run) -> Section:
     drawn = [*pictures.training_curves(run), *pictures.schedule(run)]
     edges = (
-        " Dashed: where quantization begins, the final sparsity is reached, and phase 2 begins." if run.config else ""
+        " Dashed: where quantization begins, the final sparsity is reached, and phase 2 (or a teacher before) begins."
+        if run.config
+        else ""
     )
     return Section(
         id="training",

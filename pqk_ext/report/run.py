@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pqk_ext.config import PQKConfig
 from pqk_ext.diagnostics import ActivationDiagnosis, Agreement, Diagnosis, LayerDiagnosis
 from pqk_ext.errors import DataError
 from pqk_ext.training.checkpoint import CheckpointStore, read_checkpoint
@@ -71,35 +71,36 @@ class Run:
         return int(total) if isinstance(total, int | float) else None
 
     @property
+    def schedule(self) -> PQKConfig | None:
+        """The config that says what happens when; None without PQK, or where the run's length is not known."""
+        config, total = self.config, self.total_steps
+        if not config or not total:
+            return None
+        known = {field.name: config[field.name] for field in dataclasses.fields(PQKConfig) if field.name in config}
+        return PQKConfig.from_dict(known | {"total_steps": total})
+
+    @property
     def phase2_step(self) -> int | None:
         """Where phase 2 begins; None without PQK or without a phase 2."""
-        config = self.config
-        if not config or not self.total_steps:
-            return None
-        step = round(self.total_steps * config["phase1_fraction"])
-        return step if 0 < step < self.total_steps else None
+        return self.schedule.phase1_steps if self.schedule and self.schedule.phase2_steps else None
 
     @property
     def teacher_step(self) -> int | None:
         """Where the teacher inside begins; None without one, or where that is with phase 2."""
-        if not self.config or not self.config["teacher"] or self.config.get("teacher_start", 1) == 1:
+        schedule = self.schedule
+        if schedule is None or not schedule.teacher or schedule.teacher_start_step == schedule.phase1_steps:
             return None
-        step = self._in_phase1("teacher_start", math.ceil)
-        return None if step is None else max(step, self.quantized_step or 0)
+        return schedule.teacher_start_step
 
     @property
     def quantized_step(self) -> int | None:
-        """Where the warm-up ends and quantization begins; None without PQK."""
-        return self._in_phase1("warmup_fraction", math.floor)
+        """Where quantization begins; None without PQK."""
+        return self.schedule.float_steps if self.schedule else None
 
     @property
     def sparse_step(self) -> int | None:
         """Where the final sparsity is reached; None without PQK."""
-        return self._in_phase1("ramp_end", math.ceil)
-
-    def _in_phase1(self, name: str, to_step: Callable[[float], int]) -> int | None:
-        config, total = self.config, self.total_steps
-        return to_step((self.phase2_step or total) * config[name]) if config and total else None
+        return self.schedule.ramp_end_step if self.schedule else None
 
     @property
     def finished(self) -> bool:

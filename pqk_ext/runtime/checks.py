@@ -9,12 +9,11 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pqk_ext.errors import FormatError
+from pqk_ext.errors import FormatError, refuse
 from pqk_ext.runtime import shapes
 from pqk_ext.runtime.graph import FLOAT_OPS, MAPS, OPS, Attribute, AttributeKind, Graph, Node, OpSchema, Value
 
@@ -37,14 +36,10 @@ _MOVES = {"concat", "flatten", "slice", "pad", "dilate"}
 _NEEDS_ZERO_POINT = {"conv2d", "linear", "add", "avg_pool2d", "adaptive_avg_pool2d", "pad", "dilate", "dequantize"}
 
 
-def _refuse(code: str, field: str, expected: str, got: object) -> NoReturn:
-    raise FormatError(code, field, -1, expected, str(got))
-
-
 def check_name(name: object, field: str) -> None:
     """Names are for people only: nothing is ever looked up by one."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        _refuse("E_NAME", field, "1 to 256 characters of A-Z, a-z, 0-9, _ and .", repr(name))
+        refuse("E_NAME", field, "1 to 256 characters of A-Z, a-z, 0-9, _ and .", repr(name))
 
 
 def is_float32(number: float) -> bool:
@@ -55,14 +50,14 @@ def is_float32(number: float) -> bool:
 
 def check_shape(shape: tuple[object, ...], field: str, ranks: tuple[int, ...]) -> None:
     if len(shape) not in ranks:
-        _refuse("E_SHAPE", field, f"{' or '.join(map(str, ranks))} dimensions", len(shape))
+        refuse("E_SHAPE", field, f"{' or '.join(map(str, ranks))} dimensions", len(shape))
     elements = 1
     for axis, size in enumerate(shape):
         if type(size) is not int or not 1 <= size <= MAX_DIMENSION:
-            _refuse("E_SHAPE", f"{field}[{axis}]", "an integer in 1..2^31 - 1", repr(size))
+            refuse("E_SHAPE", f"{field}[{axis}]", "an integer in 1..2^31 - 1", repr(size))
         elements *= size
     if elements > MAX_ELEMENTS:
-        _refuse("E_SHAPE_OVERFLOW", field, "at most 2^40 elements", f"{shape}")
+        refuse("E_SHAPE_OVERFLOW", field, "at most 2^40 elements", f"{shape}")
 
 
 def check_structure(graph: Graph, max_decoded_bytes: int) -> None:
@@ -72,18 +67,18 @@ def check_structure(graph: Graph, max_decoded_bytes: int) -> None:
         FormatError: naming the rule, the field, what was expected and what came.
     """
     if not 1 <= len(graph.nodes) <= MAX_NODES:
-        _refuse("E_LIMIT", "nodes", f"1 to {MAX_NODES} nodes", len(graph.nodes))
+        refuse("E_LIMIT", "nodes", f"1 to {MAX_NODES} nodes", len(graph.nodes))
     check_shape(graph.input.shape, "input", (1, 2, 3))
     if graph.input != Value(graph.input.shape, "f32"):
-        _refuse("E_QPARAM", "input", "a float32 value without scale and zero_point", graph.input)
+        refuse("E_QPARAM", "input", "a float32 value without scale and zero_point", graph.input)
     for index, node in enumerate(graph.nodes):
         with inside(f"nodes[{index}]"):
             _check_node(graph, index, node)
     if graph.nodes[-1].value.dtype != "f32":
-        _refuse("E_GRAPH_ATTR", f"nodes[{len(graph.nodes) - 1}].dtype", "f32, it is the output", "u8")
+        refuse("E_GRAPH_ATTR", f"nodes[{len(graph.nodes) - 1}].dtype", "f32, it is the output", "u8")
     output = graph.nodes[-1].value.shape
     if graph.sequence and len(output) == 3 and output[1] != 1:
-        _refuse("E_GRAPH_SHAPE", f"nodes[{len(graph.nodes) - 1}].shape", "height 1, as the input is (C, L)", output)
+        refuse("E_GRAPH_SHAPE", f"nodes[{len(graph.nodes) - 1}].shape", "height 1, as the input is (C, L)", output)
     _check_activation_bytes(graph, max_decoded_bytes)
 
 
@@ -110,7 +105,7 @@ def inside(owner: str) -> Iterator[None]:
 def _check_node(graph: Graph, index: int, node: Node) -> None:
     schema = OPS.get(node.op)
     if schema is None:
-        _refuse("E_ENUM", "op", f"one of {', '.join(OPS)}", repr(node.op))
+        refuse("E_ENUM", "op", f"one of {', '.join(OPS)}", repr(node.op))
     check_name(node.name, "name")
     _check_references(node, index, schema)
     inputs = [graph.value(i) for i in node.inputs]
@@ -121,16 +116,16 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
     check_shape(node.value.shape, "shape", (1, 3))
     inferred = shapes.infer(node.op, node.attributes, [value.shape for value in inputs], node.tensors)
     if inferred != node.value.shape:
-        _refuse("E_GRAPH_SHAPE", "shape", f"{inferred}, as inferred", node.value.shape)
+        refuse("E_GRAPH_SHAPE", "shape", f"{inferred}, as inferred", node.value.shape)
 
 
 def _check_references(node: Node, index: int, schema: OpSchema) -> None:
     fewest, most = schema.inputs
     if not fewest <= len(node.inputs) <= most:
-        _refuse("E_GRAPH_REF", "inputs", f"{fewest} to {most} inputs", len(node.inputs))
+        refuse("E_GRAPH_REF", "inputs", f"{fewest} to {most} inputs", len(node.inputs))
     for slot, reference in enumerate(node.inputs):
         if type(reference) is not int or not 0 <= reference <= index:
-            _refuse("E_GRAPH_REF", f"inputs[{slot}]", f"an earlier value, 0..{index}", repr(reference))
+            refuse("E_GRAPH_REF", f"inputs[{slot}]", f"an earlier value, 0..{index}", repr(reference))
 
 
 def _required(node: Node, schema: OpSchema) -> set[str]:
@@ -150,52 +145,52 @@ def _check_attributes(node: Node, schema: OpSchema) -> None:
     required = _required(node, schema)
     for name in sorted(required ^ set(node.attributes)):
         expected, got = ("present", "missing") if name in required else ("absent", "present")
-        _refuse("E_GRAPH_ATTR", name, f"{expected} for this {node.op}", got)
+        refuse("E_GRAPH_ATTR", name, f"{expected} for this {node.op}", got)
     for name, value in node.attributes.items():
         _check_attribute(name, value, schema.attributes[name])
     if "quant_min" in node.attributes:
         _check_quant_range(node)
     low, high = (node.attributes.get(name) for name in ("clamp_min", "clamp_max"))
     if low is not None and high is not None and low > high:
-        _refuse("E_QPARAM", "clamp_min", f"at most clamp_max, {high}", low)
+        refuse("E_QPARAM", "clamp_min", f"at most clamp_max, {high}", low)
 
 
 def _check_attribute(name: str, value: Attribute, kind: AttributeKind) -> None:
     if kind is str:
         if value not in MAPS:
-            _refuse("E_ENUM", name, f"one of {', '.join(MAPS)}", repr(value))
+            refuse("E_ENUM", name, f"one of {', '.join(MAPS)}", repr(value))
         return
     if kind is float:
         limit = MAX_BIAS if name == "bias" else MAX_MULTIPLIER
         if type(value) is not float or not is_float32(value) or abs(value) > limit:
-            _refuse("E_QPARAM", name, f"a finite float32 number of at most {limit:.3g}", repr(value))
+            refuse("E_QPARAM", name, f"a finite float32 number of at most {limit:.3g}", repr(value))
         return
     if kind is int:
         items: list[object] = [value]
     elif isinstance(value, list) and len(value) == kind:
         items = list(value)
     else:
-        _refuse("E_GRAPH_ATTR", name, f"a list of {kind} integers", repr(value))
+        refuse("E_GRAPH_ATTR", name, f"a list of {kind} integers", repr(value))
     lowest = int(name in _AT_LEAST_ONE)
     highest = 1 if name == "count_include_pad" else MAX_ATTRIBUTE
     for item in items:
         if type(item) is not int or not lowest <= item <= highest:
-            _refuse("E_GRAPH_ATTR", name, f"integers in {lowest}..{highest}", repr(value))
+            refuse("E_GRAPH_ATTR", name, f"integers in {lowest}..{highest}", repr(value))
 
 
 def _check_quant_range(node: Node) -> None:
     low, high = node.attributes["quant_min"], node.attributes["quant_max"]
     if not 0 <= low <= high <= 255:
-        _refuse("E_QPARAM", "quant_min", "0 <= quant_min <= quant_max <= 255", f"{low} and {high}")
+        refuse("E_QPARAM", "quant_min", "0 <= quant_min <= quant_max <= 255", f"{low} and {high}")
 
 
 def _check_tensors(node: Node, schema: OpSchema) -> None:
     for name in sorted(set(schema.tensors) ^ set(node.tensors)):
         expected, got = ("present", "missing") if name in schema.tensors else ("absent", "present")
-        _refuse("E_GRAPH_ATTR", name, f"a tensor {expected} for {node.op}", got)
+        refuse("E_GRAPH_ATTR", name, f"a tensor {expected} for {node.op}", got)
     for name, tensor in node.tensors.items():
         if tensor.dtype != _DTYPES[schema.tensors[name]]:
-            _refuse("E_GRAPH_ATTR", name, f"dtype {schema.tensors[name]}", tensor.dtype)
+            refuse("E_GRAPH_ATTR", name, f"dtype {schema.tensors[name]}", tensor.dtype)
         check_shape(tensor.shape, f"{name}.shape", (1, 2, 4))
 
 
@@ -206,9 +201,9 @@ def _check_dtypes(node: Node, inputs: list[Value]) -> None:
         accepted = ("u8", "f32") if node.op in _MOVES else ("u8",)
     for slot, value in enumerate(inputs):
         if value.dtype not in accepted:
-            _refuse("E_GRAPH_REF", f"inputs[{slot}]", f"a {' or '.join(accepted)} value", value.dtype)
+            refuse("E_GRAPH_REF", f"inputs[{slot}]", f"a {' or '.join(accepted)} value", value.dtype)
         if value.dtype != inputs[0].dtype:
-            _refuse("E_GRAPH_REF", f"inputs[{slot}]", f"a {inputs[0].dtype} value, as inputs[0]", value.dtype)
+            refuse("E_GRAPH_REF", f"inputs[{slot}]", f"a {inputs[0].dtype} value, as inputs[0]", value.dtype)
     if node.op in ("conv2d", "linear"):
         given: tuple[str, ...] = ("u8", "f32") if len(inputs) == 1 else ("u8",)
     elif node.op in _MOVES:
@@ -217,40 +212,40 @@ def _check_dtypes(node: Node, inputs: list[Value]) -> None:
         given = ("f32",) if node.op in FLOAT_OPS or node.op in ("dequantize", "softmax") else ("u8",)
     if node.value.dtype not in given:
         code = "E_GRAPH_ATTR" if node.value.dtype in ("u8", "f32") else "E_ENUM"
-        _refuse(code, "dtype", " or ".join(given), repr(node.value.dtype))
+        refuse(code, "dtype", " or ".join(given), repr(node.value.dtype))
 
 
 def _check_quantization(node: Node, inputs: list[Value]) -> None:
     scale, zero_point = node.value.scale, node.value.zero_point
     if (scale is None) != (zero_point is None):
-        _refuse("E_QPARAM", "scale", "scale and zero_point, or neither", f"{scale} and {zero_point}")
+        refuse("E_QPARAM", "scale", "scale and zero_point, or neither", f"{scale} and {zero_point}")
     if scale is not None:
         _check_scale(scale, zero_point)
     if node.value.dtype == "f32" and scale is not None:
-        _refuse("E_QPARAM", "scale", "none for a float32 value", scale)
+        refuse("E_QPARAM", "scale", "none for a float32 value", scale)
     if node.op == "quantize":
         low, high = node.attributes["quant_min"], node.attributes["quant_max"]
         if scale is None or zero_point is None:
-            _refuse("E_QPARAM", "scale", "a scale", "none")
+            refuse("E_QPARAM", "scale", "a scale", "none")
         if not low <= zero_point <= high:
-            _refuse("E_QPARAM", "zero_point", f"quant_min..quant_max, {low}..{high}", zero_point)
+            refuse("E_QPARAM", "zero_point", f"quant_min..quant_max, {low}..{high}", zero_point)
     if node.op in _NEEDS_ZERO_POINT:
         for slot, value in enumerate(inputs):
             if value.dtype == "u8" and value.zero_point is None:
-                _refuse("E_QPARAM", f"inputs[{slot}]", "a value with one scale and zero_point", "one per channel")
+                refuse("E_QPARAM", f"inputs[{slot}]", "a value with one scale and zero_point", "one per channel")
     kept = [(value.scale, value.zero_point) for value in inputs]
     # A part of a concatenation may have one scale where the whole has none.
     keeps = node.op in _KEEPS_CODES or (node.op == "slice" and inputs[0].scale is not None)
     if (keeps or (node.op == "concat" and scale is not None)) and set(kept) != {(scale, zero_point)}:
-        _refuse("E_QPARAM", "scale", f"scale and zero_point of the input, {kept[0]}", (scale, zero_point))
+        refuse("E_QPARAM", "scale", f"scale and zero_point of the input, {kept[0]}", (scale, zero_point))
 
 
 def _check_scale(scale: object, zero_point: object) -> None:
     positive = type(scale) is float and is_float32(scale) and 2.0**-126 <= scale <= MAX_MULTIPLIER
     if not positive:
-        _refuse("E_QPARAM", "scale", "a positive normal float32 number of at most 2^64", repr(scale))
+        refuse("E_QPARAM", "scale", "a positive normal float32 number of at most 2^64", repr(scale))
     if type(zero_point) is not int or not 0 <= zero_point <= 255:
-        _refuse("E_QPARAM", "zero_point", "an integer in 0..255", repr(zero_point))
+        refuse("E_QPARAM", "zero_point", "an integer in 0..255", repr(zero_point))
 
 
 def _check_activation_bytes(graph: Graph, limit: int) -> None:
@@ -268,7 +263,7 @@ def _check_activation_bytes(graph: Graph, limit: int) -> None:
         alive += sizes[index]
         if alive > limit:
             expected = f"at most {limit} bytes of activations at once (max_decoded_bytes raises it)"
-            _refuse("E_BOMB", f"nodes[{index - 1}].shape", expected, alive)
+            refuse("E_BOMB", f"nodes[{index - 1}].shape", expected, alive)
         alive -= sum(sizes[value] for value in ending.get(index, []))
 
 
@@ -287,20 +282,20 @@ def _check_bounded(tensor: NDArray[np.generic], name: str, limit: float) -> None
         fits = np.abs(tensor.astype(np.float64)) <= limit
     if not fits.all():
         channel = int(np.argmin(fits))
-        _refuse("E_QPARAM", f"{name}[{channel}]", f"a finite number of at most {limit:.3g}", tensor[channel])
+        refuse("E_QPARAM", f"{name}[{channel}]", f"a finite number of at most {limit:.3g}", tensor[channel])
 
 
 def _check_accumulator(weight: NDArray[np.generic]) -> None:
     """|x - zero_point| <= 255, so that every partial sum of a channel lies within int32."""
     if weight.min() == -128:
-        _refuse("E_VALUE_RANGE", f"weight[{int(weight.argmin())}]", "codes from -127 to 127", -128)
+        refuse("E_VALUE_RANGE", f"weight[{int(weight.argmin())}]", "codes from -127 to 127", -128)
     channels = weight.reshape(weight.shape[0], -1)
     if channels.shape[1] * 127 * 255 < 2**31:
         return
     for channel, row in enumerate(channels):
         bound = int(np.abs(row, dtype=np.int16).sum(dtype=np.int64)) * 255
         if bound >= 2**31:
-            _refuse("E_QPARAM", f"weight[{channel}]", "sum |weight| * 255 < 2^31 in a channel", bound)
+            refuse("E_QPARAM", f"weight[{channel}]", "sum |weight| * 255 < 2^31 in a channel", bound)
 
 
 def _check_codebook(codebook: NDArray[np.generic], weight: NDArray[np.generic], zero: int) -> None:
@@ -308,9 +303,9 @@ def _check_codebook(codebook: NDArray[np.generic], weight: NDArray[np.generic], 
     falls = np.flatnonzero(codebook[1:] < codebook[:-1])  # type: ignore[operator]  # float32, as checked before
     if falls.size:
         at = int(falls[0]) + 1
-        _refuse("E_QPARAM", f"codebook[{at}]", f"at least {codebook[at - 1]}, the entry before", codebook[at])
+        refuse("E_QPARAM", f"codebook[{at}]", f"at least {codebook[at - 1]}, the entry before", codebook[at])
     last = len(codebook) - 1 - zero
     if int(weight.min()) < -zero or int(weight.max()) > last:
         codes = weight.reshape(-1).astype(np.int16)
         at = int(np.argmax((codes < -zero) | (codes > last)))
-        _refuse("E_VALUE_RANGE", f"weight[{at}]", f"codes of the codebook, {-zero}..{last}", codes[at])
+        refuse("E_VALUE_RANGE", f"weight[{at}]", f"codes of the codebook, {-zero}..{last}", codes[at])

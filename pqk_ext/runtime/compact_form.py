@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pqk_ext.errors import FormatError
+from pqk_ext.errors import refuse
 from pqk_ext.runtime.container import ELEMENT_SIZE, MAX_HEADER_SIZE, Entry
 
 __all__ = ["DATA", "GRAPH", "deflate", "inflate", "join", "max_text_size", "split"]
@@ -25,10 +24,6 @@ _WINDOW_BITS = -15
 # A graph's text is 4 to 10 times its stream. A small file that would become a large text is refused.
 _SMALL_TEXT, _MAX_RATIO = 65_536, 64
 _FIELD = f"tensors[{GRAPH!r}].stream"
-
-
-def _refuse(code: str, field: str, expected: str, got: object, offset: int = -1) -> NoReturn:
-    raise FormatError(code, field, offset, expected, str(got))
 
 
 def max_text_size(stream_size: int) -> int:
@@ -53,14 +48,14 @@ def inflate(data: bytes) -> bytes:
     try:
         text = stream.decompress(data, limit + 1)
     except zlib.error as error:
-        _refuse("E_DEFLATE", _FIELD, "a raw DEFLATE stream", error)
+        refuse("E_DEFLATE", _FIELD, "a raw DEFLATE stream", error)
     if len(text) > limit:
-        _refuse("E_BOMB", _FIELD, f"a text of at most {limit} bytes from {len(data)}", "more")
+        refuse("E_BOMB", _FIELD, f"a text of at most {limit} bytes from {len(data)}", "more")
     if not stream.eof:
-        _refuse("E_TRUNCATED", _FIELD, "the end of the DEFLATE stream", f"none in {len(data)} bytes")
+        refuse("E_TRUNCATED", _FIELD, "the end of the DEFLATE stream", f"none in {len(data)} bytes")
     if stream.unused_data:
         used = len(data) - len(stream.unused_data)
-        _refuse("E_SIZE_MISMATCH", _FIELD, f"{used} bytes, the length of the stream", len(data))
+        refuse("E_SIZE_MISMATCH", _FIELD, f"{used} bytes, the length of the stream", len(data))
     return text
 
 
@@ -83,8 +78,8 @@ def split(data: Entry, expected: Mapping[str, tuple[str, tuple[int, ...]]]) -> d
         dtype, shape = expected[name]
         begin, end = end, end + math.prod(shape) * ELEMENT_SIZE[dtype]
         if begin % ELEMENT_SIZE[dtype]:
-            _refuse("E_OFFSET", field, f"a multiple of {ELEMENT_SIZE[dtype]} in the file", data.begin)
+            refuse("E_OFFSET", field, f"a multiple of {ELEMENT_SIZE[dtype]} in the file", data.begin)
         entries[name] = Entry(dtype, shape, begin, end)
     if end != data.end:
-        _refuse("E_SIZE_MISMATCH", field, f"{end - data.begin} bytes for the graph's tensors", data.nbytes)
+        refuse("E_SIZE_MISMATCH", field, f"{end - data.begin} bytes for the graph's tensors", data.nbytes)
     return entries

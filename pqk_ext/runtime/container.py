@@ -10,13 +10,12 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from pqk_ext.errors import FormatError
+from pqk_ext.errors import refuse
 from pqk_ext.runtime import strict_json
 from pqk_ext.runtime.checks import check_name
 from pqk_ext.runtime.strict_json import Json
@@ -68,10 +67,6 @@ _LOOKS_LIKE = (
 )
 
 
-def _refuse(code: str, field: str, expected: str, got: object, offset: int = -1) -> NoReturn:
-    raise FormatError(code, field, offset, expected, str(got))
-
-
 @dataclass(frozen=True)
 class Entry:
     """One tensor of the container: where its bytes lie in the file."""
@@ -120,13 +115,13 @@ def header_size(start: bytes, file_size: int) -> int:
         FormatError: ``E_TRUNCATED``, ``E_MAGIC`` or ``E_HEADER_LEN``.
     """
     if file_size < MIN_FILE_SIZE or len(start) < MIN_FILE_SIZE:
-        _refuse("E_TRUNCATED", "prefix", f"at least {MIN_FILE_SIZE} bytes", min(file_size, len(start)))
+        refuse("E_TRUNCATED", "prefix", f"at least {MIN_FILE_SIZE} bytes", min(file_size, len(start)))
     if start[8:DIGEST_OFFSET] != _START:
-        _refuse("E_MAGIC", "prefix", "a .pqk file", _looks_like(start), 8)
+        refuse("E_MAGIC", "prefix", "a .pqk file", _looks_like(start), 8)
     length = int.from_bytes(start[:8], "little")
     largest = min(MAX_HEADER_SIZE, file_size - 8)
     if length % 8 or not DIGEST_OFFSET + _DIGEST_SIZE <= length <= largest:
-        _refuse("E_HEADER_LEN", "header length", f"a multiple of 8, at most {largest}", length, 0)
+        refuse("E_HEADER_LEN", "header length", f"a multiple of 8, at most {largest}", length, 0)
     return 8 + length
 
 
@@ -138,22 +133,22 @@ def parse_header(header: bytes, file_size: int) -> Header:
     """
     text = header[8:].rstrip(b" ")
     if len(header) - 8 - len(text) > 7:
-        _refuse("E_PADDING", "header", "fewer than 8 spaces at its end", len(header) - 8 - len(text))
+        refuse("E_PADDING", "header", "fewer than 8 spaces at its end", len(header) - 8 - len(text))
     _check_counts(text)
     root = strict_json.parse(text, "header")
     assert isinstance(root, dict)  # by its first byte
     outer = root.pop("__metadata__")
     if not isinstance(outer, dict) or set(outer) != {"pqk"} or not isinstance(outer["pqk"], str):
-        _refuse("E_HEADER", "header.__metadata__", "the one key pqk with a text", strict_json.canonical(outer))
+        refuse("E_HEADER", "header.__metadata__", "the one key pqk with a text", strict_json.canonical(outer))
     if len(root) > MAX_TENSORS:
-        _refuse("E_LIMIT", "header", f"at most {MAX_TENSORS} tensors", len(root))
+        refuse("E_LIMIT", "header", f"at most {MAX_TENSORS} tensors", len(root))
     tensors: dict[str, Entry] = {}
     end, previous = len(header), "the header"
     for name, fields in root.items():
         check_name(name, "header.tensors")
         entry = _parse_entry(fields, f"header.tensors[{name!r}]", len(header))
         if entry.begin != end:
-            _refuse(
+            refuse(
                 "E_OFFSET",
                 f"header.tensors[{name!r}].data_offsets",
                 f"{end - len(header)}, the end of {previous}",
@@ -162,7 +157,7 @@ def parse_header(header: bytes, file_size: int) -> Header:
         tensors[name] = entry
         end, previous = entry.end, repr(name)
     if end != file_size:
-        _refuse("E_FILE_LEN", "file", f"{end} bytes, as the header says", file_size)
+        refuse("E_FILE_LEN", "file", f"{end} bytes, as the header says", file_size)
     return Header(len(header), outer["pqk"], tensors)
 
 
@@ -174,37 +169,37 @@ def _check_counts(text: bytes) -> None:
     """
     tensors = text.count(b'"data_offsets"')
     if tensors > MAX_TENSORS:
-        _refuse("E_LIMIT", "header", f"at most {MAX_TENSORS} tensors", tensors)
+        refuse("E_LIMIT", "header", f"at most {MAX_TENSORS} tensors", tensors)
     nodes = text.count(b"{") - tensors
     if tensors > _MAX_NODE_TENSORS * nodes:
-        _refuse("E_UNREFERENCED", "header", f"at most {_MAX_NODE_TENSORS} tensors for each node", tensors)
+        refuse("E_UNREFERENCED", "header", f"at most {_MAX_NODE_TENSORS} tensors for each node", tensors)
 
 
 def _parse_entry(fields: Json, field: str, base: int) -> Entry:
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
-        _refuse("E_HEADER", field, "dtype, shape and data_offsets", strict_json.canonical(fields))
+        refuse("E_HEADER", field, "dtype, shape and data_offsets", strict_json.canonical(fields))
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ELEMENT_SIZE:
-        _refuse("E_ENUM", f"{field}.dtype", f"one of {', '.join(ELEMENT_SIZE)}", repr(dtype))
+        refuse("E_ENUM", f"{field}.dtype", f"one of {', '.join(ELEMENT_SIZE)}", repr(dtype))
     if not isinstance(shape, list) or len(shape) > 8:
-        _refuse("E_SHAPE", f"{field}.shape", "a list of at most 8 sizes", repr(shape))
+        refuse("E_SHAPE", f"{field}.shape", "a list of at most 8 sizes", repr(shape))
     sizes: list[int] = []
     for axis, size in enumerate(shape):
         if type(size) is not int or not 0 <= size <= 2**40:
-            _refuse("E_SHAPE", f"{field}.shape[{axis}]", "an integer in 0..2^40", repr(size))
+            refuse("E_SHAPE", f"{field}.shape[{axis}]", "an integer in 0..2^40", repr(size))
         sizes.append(size)
     if not isinstance(offsets, list) or len(offsets) != 2:
-        _refuse("E_OFFSET", f"{field}.data_offsets", "a begin and an end", repr(offsets))
+        refuse("E_OFFSET", f"{field}.data_offsets", "a begin and an end", repr(offsets))
     begin, end = offsets
     if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
-        _refuse("E_OFFSET", f"{field}.data_offsets", "integers 0 <= begin <= end", repr(offsets))
+        refuse("E_OFFSET", f"{field}.data_offsets", "integers 0 <= begin <= end", repr(offsets))
     nbytes = math.prod(sizes) * ELEMENT_SIZE[dtype]
     if nbytes >= 2**63:
-        _refuse("E_SHAPE_OVERFLOW", f"{field}.shape", "fewer than 2^63 bytes", sizes)
+        refuse("E_SHAPE_OVERFLOW", f"{field}.shape", "fewer than 2^63 bytes", sizes)
     if end - begin != nbytes:
-        _refuse("E_SIZE_MISMATCH", f"{field}.data_offsets", f"{nbytes} bytes for {dtype} {sizes}", end - begin)
+        refuse("E_SIZE_MISMATCH", f"{field}.data_offsets", f"{nbytes} bytes for {dtype} {sizes}", end - begin)
     if (base + begin) % ELEMENT_SIZE[dtype]:
-        _refuse("E_OFFSET", f"{field}.data_offsets", f"a multiple of {ELEMENT_SIZE[dtype]}", begin)
+        refuse("E_OFFSET", f"{field}.data_offsets", f"a multiple of {ELEMENT_SIZE[dtype]}", begin)
     return Entry(dtype, tuple(sizes), base + begin, base + end)
 
 
@@ -226,7 +221,7 @@ def check_digest(data: bytearray | bytes | memoryview) -> str:
     stored = bytes(data[DIGEST_OFFSET : DIGEST_OFFSET + _DIGEST_SIZE])
     computed = _digest(data)
     if stored != computed.encode():
-        _refuse("E_DIGEST", "digest", computed, stored.decode("latin-1"), DIGEST_OFFSET)
+        refuse("E_DIGEST", "digest", computed, stored.decode("latin-1"), DIGEST_OFFSET)
     return computed
 
 

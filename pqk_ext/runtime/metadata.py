@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pqk_ext import _core
-from pqk_ext.errors import FormatError
+from pqk_ext.errors import refuse
 from pqk_ext.runtime import compact_form, strict_json
 from pqk_ext.runtime.checks import check_shape, inside
 from pqk_ext.runtime.graph import FLOAT_OPS, OPS, Attribute, Graph, Node, OpSchema, Value
@@ -113,10 +112,6 @@ class Metadata:
     version: tuple[int, int]
 
 
-def _refuse(code: str, field: str, expected: str, got: object) -> NoReturn:
-    raise FormatError(code, field, -1, expected, str(got))
-
-
 def dump_graph(graph: Graph, weights: Mapping[int, WeightRecord]) -> dict[str, Json]:
     """The part of the metadata that describes the graph; equal graphs give equal results."""
     nodes: list[Json] = [_dump_node(node, index, weights.get(index)) for index, node in enumerate(graph.nodes)]
@@ -194,26 +189,26 @@ def load(text: str, deflated_graph: bytes | None = None) -> Metadata:
     is_compact, half_affine = "compact" in features, "half-affine" in features
     _check_keys(root, {"digest"} | (set() if is_compact else _GRAPH_KEYS), set(), "metadata")
     if not isinstance(root["digest"], str) or len(root["digest"]) != 64:
-        _refuse("E_HEADER", "digest", "64 hexadecimal digits", repr(root["digest"]))
+        refuse("E_HEADER", "digest", "64 hexadecimal digits", repr(root["digest"]))
     if is_compact:
         root = _inflate_graph(deflated_graph)
     graph, weights = _load_graph(root, is_compact)
     used = _required_features(graph, weights, half_affine, is_compact)
     if features != used:
-        _refuse("E_FEATURE", "required_features", f"what the file uses, {used}", features)
+        refuse("E_FEATURE", "required_features", f"what the file uses, {used}", features)
     return Metadata(graph, weights, half_affine, is_compact, version)
 
 
 def _parse_object(text: bytes, field: str) -> dict[str, Json]:
     root = strict_json.parse(text, field)
     if not isinstance(root, dict):
-        _refuse("E_HEADER", field, "an object", type(root).__name__)
+        refuse("E_HEADER", field, "an object", type(root).__name__)
     return root
 
 
 def _inflate_graph(deflated: bytes | None) -> dict[str, Json]:
     if deflated is None:
-        _refuse("E_GRAPH_REF", f"tensors[{compact_form.GRAPH!r}]", "a tensor in the container", "none")
+        refuse("E_GRAPH_REF", f"tensors[{compact_form.GRAPH!r}]", "a tensor in the container", "none")
     root = _parse_object(compact_form.inflate(deflated), "graph")
     _check_keys(root, _GRAPH_KEYS, set(), "graph")
     return root
@@ -222,7 +217,7 @@ def _inflate_graph(deflated: bytes | None) -> dict[str, Json]:
 def _load_graph(root: dict[str, Json], is_compact: bool) -> tuple[Graph, dict[int, WeightRecord]]:
     nodes = root["nodes"]
     if not isinstance(nodes, list):
-        _refuse("E_HEADER", "nodes", "a list", type(nodes).__name__)
+        refuse("E_HEADER", "nodes", "a list", type(nodes).__name__)
     loaded: list[Node] = []
     weights: dict[int, WeightRecord] = {}
     for index, fields in enumerate(nodes):
@@ -236,50 +231,53 @@ def _load_graph(root: dict[str, Json], is_compact: bool) -> tuple[Graph, dict[in
 
 def _load_version(version: Json) -> tuple[int, int]:
     match version:
-        case [int(major), int(minor)] if type(major) is int and type(minor) is int and major >= 0 and minor >= 0:
-            if major == VERSION[0]:
-                return major, minor
-    _refuse("E_VERSION", "version", f"[{VERSION[0]}, any], as this release reads", strict_json.canonical(version))
+        case [int(major), int(minor)] if type(major) is int and type(minor) is int and minor >= 0:
+            known = major == VERSION[0]
+        case _:
+            known = False
+    if not known:
+        refuse("E_VERSION", "version", f"[{VERSION[0]}, any], as this release reads", strict_json.canonical(version))
+    return major, minor
 
 
 def _load_features(features: Json) -> list[str]:
     if not isinstance(features, list) or not all(isinstance(feature, str) for feature in features):
-        _refuse("E_HEADER", "required_features", "a list of names", strict_json.canonical(features))
+        refuse("E_HEADER", "required_features", "a list of names", strict_json.canonical(features))
     names = [str(feature) for feature in features]
     for name in names:
         if name not in FEATURES:
             expected = f"only features that this release knows ({', '.join(FEATURES)})"
-            _refuse("E_FEATURE", "required_features", expected, repr(name))
+            refuse("E_FEATURE", "required_features", expected, repr(name))
     return names
 
 
 def _check_keys(fields: dict[str, Json], required: set[str], optional: set[str], owner: str) -> None:
     for key in fields:
         if key not in required and key not in optional:
-            _refuse("E_HEADER", owner, "known keys only", repr(key))
+            refuse("E_HEADER", owner, "known keys only", repr(key))
     for key in sorted(required - set(fields)):
-        _refuse("E_HEADER", owner, f"the key {key}", "none")
+        refuse("E_HEADER", owner, f"the key {key}", "none")
 
 
 def _shape(value: Json, field: str) -> tuple[int, ...]:
     """Form only: a list; its entries are judged by checks.check_shape."""
     if not isinstance(value, list):
-        _refuse("E_SHAPE", field, "a list of sizes", repr(value))
+        refuse("E_SHAPE", field, "a list of sizes", repr(value))
     return tuple(value)  # type: ignore[arg-type]
 
 
 def _load_node(fields: Json, index: int, is_compact: bool) -> tuple[Node, WeightRecord | None]:
     if not isinstance(fields, dict):
-        _refuse("E_HEADER", "node", "an object", type(fields).__name__)
+        refuse("E_HEADER", "node", "an object", type(fields).__name__)
     op = fields.get("op")
     if not isinstance(op, str) or op not in OPS:
-        _refuse("E_ENUM", "op", f"one of {', '.join(OPS)}", repr(op))
+        refuse("E_ENUM", "op", f"one of {', '.join(OPS)}", repr(op))
     schema = OPS[op]
     coded = {"weight"} if "weight" in schema.tensors else set()
     _check_keys(fields, {"op", "name", "shape"} | coded, _NODE_KEYS - {"weight"} | set(schema.attributes), "node")
     inputs = fields.get("inputs", [index])
     if not isinstance(inputs, list):
-        _refuse("E_GRAPH_REF", "inputs", "a list of values", repr(inputs))
+        refuse("E_GRAPH_REF", "inputs", "a list of values", repr(inputs))
     value = _load_value(fields, op)
     weight = _load_weight(fields["weight"], "codebook" in schema.tensors, is_compact) if coded else None
     node = Node(
@@ -301,9 +299,9 @@ def _load_value(fields: dict[str, Json], op: str) -> Value:
     """dtype, scale and zero_point are judged by checks."""
     scale = fields.get("scale")
     if "scale" in fields and scale is None:
-        _refuse("E_QPARAM", "scale", "a number", "null")
+        refuse("E_QPARAM", "scale", "a number", "null")
     if scale is None and "zero_point" in fields:
-        _refuse("E_QPARAM", "zero_point", "none without a scale", repr(fields["zero_point"]))
+        refuse("E_QPARAM", "zero_point", "none without a scale", repr(fields["zero_point"]))
     zero_point = None if scale is None else fields.get("zero_point", 0)
     dtype = fields.get("dtype", _default_dtype(op))
     return Value(_shape(fields["shape"], "shape"), dtype, scale, zero_point)  # type: ignore[arg-type]
@@ -323,23 +321,23 @@ def _load_attributes(fields: dict[str, Json], schema: OpSchema, op: str, dtype: 
 
 def _load_weight(record: Json, with_codebook: bool, is_compact: bool) -> WeightRecord:
     if not isinstance(record, dict):
-        _refuse("E_HEADER", "weight", "an object", type(record).__name__)
+        refuse("E_HEADER", "weight", "an object", type(record).__name__)
     sized = is_compact and record.get("codec") != "raw"
     required = {"codec", "shape"} | ({"codebook"} if with_codebook else set()) | ({"bytes"} if sized else set())
     _check_keys(record, required, {"bits"}, "weight")
     codec, bits = record["codec"], record.get("bits", 8)
     if not isinstance(codec, str) or codec not in CODECS:
-        _refuse("E_ENUM", "weight.codec", f"one of {', '.join(CODECS)}", repr(codec))
+        refuse("E_ENUM", "weight.codec", f"one of {', '.join(CODECS)}", repr(codec))
     if type(bits) is not int or not 2 <= bits <= 8:
-        _refuse("E_QPARAM", "weight.bits", "an integer in 2..8", repr(bits))
+        refuse("E_QPARAM", "weight.bits", "an integer in 2..8", repr(bits))
     shape = _shape(record["shape"], "weight.shape")
     check_shape(shape, "weight.shape", (2, 4))
     codebook = record.get("codebook")
     if with_codebook and (type(codebook) is not int or not 1 <= codebook <= MAX_CODEBOOK):
-        _refuse("E_GRAPH_SHAPE", "weight.codebook", f"1 to {MAX_CODEBOOK} entries", repr(codebook))
+        refuse("E_GRAPH_SHAPE", "weight.codebook", f"1 to {MAX_CODEBOOK} entries", repr(codebook))
     payload_bytes = record.get("bytes")
     if sized and (type(payload_bytes) is not int or not 0 <= payload_bytes <= 2**40):
-        _refuse("E_SIZE_MISMATCH", "weight.bytes", "an integer in 0..2^40", repr(payload_bytes))
+        refuse("E_SIZE_MISMATCH", "weight.bytes", "an integer in 0..2^40", repr(payload_bytes))
     return WeightRecord(codec, shape, bits, codebook, payload_bytes)  # type: ignore[arg-type]  # integers or absent
 
 

@@ -11,13 +11,13 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NoReturn, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pqk_ext import _core
-from pqk_ext.errors import FormatError
+from pqk_ext.errors import refuse
 from pqk_ext.runtime import checks, compact_form, container, metadata
 from pqk_ext.runtime.graph import Graph, Node
 from pqk_ext.runtime.metadata import WeightRecord
@@ -30,10 +30,6 @@ MAX_DECODED_BYTES = 4 * 2**30
 Buffer: TypeAlias = bytes | bytearray | memoryview
 _Entries: TypeAlias = dict[str, container.Entry]
 _Map: TypeAlias = Callable[[Callable[[int], Node], Iterable[int]], Iterable[Node]]
-
-
-def _refuse(code: str, field: str, expected: str, got: object) -> NoReturn:
-    raise FormatError(code, field, -1, expected, str(got))
 
 
 def read_file(path: str | os.PathLike[str], max_bytes: int) -> tuple[container.Header, memoryview]:
@@ -51,7 +47,7 @@ def read_file(path: str | os.PathLike[str], max_bytes: int) -> tuple[container.H
         _read_into(descriptor, memoryview(start), 0)
         header = container.parse_header(bytes(start), size)
         if size - begin > max_bytes:
-            _refuse(
+            refuse(
                 "E_BOMB", "file", f"at most {max_bytes} bytes of tensors (max_decoded_bytes raises it)", size - begin
             )
         data = np.empty(size, np.uint8).data  # unlike a bytearray not filled with zeros first
@@ -67,7 +63,7 @@ def _read_into(descriptor: int, view: memoryview, offset: int) -> None:
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], offset + done)
         if count == 0:
-            _refuse("E_TRUNCATED", "file", f"{offset + len(view)} bytes", offset + done)
+            refuse("E_TRUNCATED", "file", f"{offset + len(view)} bytes", offset + done)
         done += count
 
 
@@ -132,7 +128,7 @@ def load(
     if sha256 is not None:
         computed = hashlib.sha256(data).hexdigest()
         if computed != sha256.lower():
-            _refuse("E_DIGEST", "sha256", sha256, computed)
+            refuse("E_DIGEST", "sha256", sha256, computed)
     if num_threads == 1:
         container.check_digest(data)
         return _parse_and_decode(header, data, max_decoded_bytes, map)
@@ -204,13 +200,13 @@ def _compact_entries(parsed: metadata.Metadata, tensors: _Entries) -> _Entries:
     """Where the graph's tensors lie within the one that holds them all."""
     for key in tensors:
         if key not in (compact_form.DATA, compact_form.GRAPH):
-            _refuse("E_UNREFERENCED", f"tensors[{key!r}]", f"{compact_form.DATA} and {compact_form.GRAPH} alone", key)
+            refuse("E_UNREFERENCED", f"tensors[{key!r}]", f"{compact_form.DATA} and {compact_form.GRAPH} alone", key)
     data = tensors.get(compact_form.DATA)
     if data is None:
-        _refuse("E_GRAPH_REF", f"tensors[{compact_form.DATA!r}]", "a tensor in the container", "none")
+        refuse("E_GRAPH_REF", f"tensors[{compact_form.DATA!r}]", "a tensor in the container", "none")
     for key, entry in tensors.items():
         if entry.dtype != "U8" or len(entry.shape) != 1:
-            _refuse("E_ENUM", f"tensors[{key!r}]", "U8 (n,)", f"{entry.dtype} {entry.shape}")
+            refuse("E_ENUM", f"tensors[{key!r}]", "U8 (n,)", f"{entry.dtype} {entry.shape}")
     expected: dict[str, tuple[str, tuple[int, ...]]] = {}
     for index, node in enumerate(parsed.graph.nodes):
         for name, (dtype, shape) in expected_entries(node, parsed.weights.get(index), parsed.half_affine).items():
@@ -228,14 +224,14 @@ def _check_entries(parsed: metadata.Metadata, tensors: _Entries) -> None:
             key = f"{index}.{name}"
             entry = tensors.get(key)
             if entry is None:
-                _refuse("E_GRAPH_REF", f"tensors[{key!r}]", "a tensor in the container", "none")
+                refuse("E_GRAPH_REF", f"tensors[{key!r}]", "a tensor in the container", "none")
             if entry.dtype != dtype:
-                _refuse("E_ENUM", f"tensors[{key!r}].dtype", dtype, entry.dtype)
+                refuse("E_ENUM", f"tensors[{key!r}].dtype", dtype, entry.dtype)
             if entry.shape != shape and (shape is not None or len(entry.shape) != 1):
-                _refuse("E_SIZE_MISMATCH", f"tensors[{key!r}].shape", str(shape or "(n,)"), entry.shape)
+                refuse("E_SIZE_MISMATCH", f"tensors[{key!r}].shape", str(shape or "(n,)"), entry.shape)
             unreferenced.remove(key)
     for key in sorted(unreferenced):
-        _refuse("E_UNREFERENCED", f"tensors[{key!r}]", "a node that uses it", "none")
+        refuse("E_UNREFERENCED", f"tensors[{key!r}]", "a node that uses it", "none")
 
 
 def _check_decoded_bytes(graph: Graph, limit: int) -> None:
@@ -243,7 +239,7 @@ def _check_decoded_bytes(graph: Graph, limit: int) -> None:
         math.prod(tensor.shape) * tensor.dtype.itemsize for node in graph.nodes for tensor in node.tensors.values()
     )
     if total > limit:
-        _refuse("E_BOMB", "tensors", f"at most {limit} decoded bytes (max_decoded_bytes raises it)", total)
+        refuse("E_BOMB", "tensors", f"at most {limit} decoded bytes (max_decoded_bytes raises it)", total)
 
 
 def _decode_node(
@@ -278,5 +274,5 @@ def _decode_weight(payload: NDArray[np.generic], record: WeightRecord, field: st
     if int(flat.max()) > largest or int(flat.min()) < least:
         index = int(np.argmax((flat > largest) | (flat < least)))
         expected = f"weights of {record.bits} bits, {least}..{largest}"
-        _refuse("E_VALUE_RANGE", f"{field}[{index}]", expected, int(flat[index]))
+        refuse("E_VALUE_RANGE", f"{field}[{index}]", expected, int(flat[index]))
     return flat.reshape(record.shape)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn, Protocol
+from typing import Protocol
 
-from pqk_ext.errors import FormatError
+from pqk_ext.errors import refuse
 from pqk_ext.runtime.graph import Attribute
 
 __all__ = ["MAX_CODEBOOK", "Shape", "infer"]
@@ -25,10 +25,6 @@ MAX_CODEBOOK = 256
 class HasShape(Protocol):
     @property
     def shape(self) -> Shape: ...
-
-
-def _refuse(code: str, field: str, expected: str, got: object) -> NoReturn:
-    raise FormatError(code, field, -1, expected, str(got))
 
 
 class _Node:
@@ -56,19 +52,19 @@ class _Node:
         shape = self.inputs[slot]
         if rank is not None and len(shape) != rank:
             form = "(C, H, W)" if rank == 3 else "(C,)"
-            _refuse("E_GRAPH_SHAPE", f"inputs[{slot}]", f"a value of shape {form}", shape)
+            refuse("E_GRAPH_SHAPE", f"inputs[{slot}]", f"a value of shape {form}", shape)
         return shape
 
     def check_tensor(self, name: str, shape: Shape) -> None:
         got = tuple(self.tensors[name].shape)
         if got != shape:
-            _refuse("E_GRAPH_SHAPE", name, f"shape {shape}", got)
+            refuse("E_GRAPH_SHAPE", name, f"shape {shape}", got)
 
     def check_per_channel(self, channels: int, *names: str) -> None:
         for name in names:
             got = tuple(self.tensors[name].shape)
             if got != (channels,):
-                _refuse("E_QPARAM", name, f"one entry for each of {channels} channels", f"shape {got}")
+                refuse("E_QPARAM", name, f"one entry for each of {channels} channels", f"shape {got}")
 
 
 def _window(node: _Node, kernel: Sequence[int], dilation: Sequence[int]) -> Shape:
@@ -82,7 +78,7 @@ def _window(node: _Node, kernel: Sequence[int], dilation: Sequence[int]) -> Shap
         padded = sizes[axis] + before + after
         if extent > padded:
             name = "height" if axis == 0 else "width"
-            _refuse("E_GRAPH_SHAPE", "kernel", f"at most the padded {name}, {padded}", f"{extent} with dilation")
+            refuse("E_GRAPH_SHAPE", "kernel", f"at most the padded {name}, {padded}", f"{extent} with dilation")
         result.append((padded - extent) // stride[axis] + 1)
     return tuple(result)
 
@@ -91,10 +87,10 @@ def _conv2d(node: _Node) -> Shape:
     channels = node.input(0, 3)[0]
     weight = tuple(node.tensors["weight"].shape)
     if len(weight) != 4:
-        _refuse("E_GRAPH_SHAPE", "weight", "4 dimensions (O, C / groups, KH, KW)", weight)
+        refuse("E_GRAPH_SHAPE", "weight", "4 dimensions (O, C / groups, KH, KW)", weight)
     groups = node.number("groups")
     if channels % groups or weight[0] % groups:
-        _refuse("E_GRAPH_ATTR", "groups", f"a divisor of {channels} and {weight[0]} channels", groups)
+        refuse("E_GRAPH_ATTR", "groups", f"a divisor of {channels} and {weight[0]} channels", groups)
     node.check_tensor("weight", (weight[0], channels // groups, *weight[2:]))
     node.check_per_channel(weight[0], "multiplier", "bias")
     shape = (weight[0], *_window(node, weight[2:], node.numbers("dilation")))
@@ -105,7 +101,7 @@ def _linear(node: _Node) -> Shape:
     (features,) = node.input(0, 1)
     weight = tuple(node.tensors["weight"].shape)
     if len(weight) != 2:
-        _refuse("E_GRAPH_SHAPE", "weight", "2 dimensions (O, I)", weight)
+        refuse("E_GRAPH_SHAPE", "weight", "2 dimensions (O, I)", weight)
     node.check_tensor("weight", (weight[0], features))
     node.check_per_channel(weight[0], "multiplier", "bias")
     return _with_residual(node, (weight[0],))
@@ -124,14 +120,14 @@ def _float_linear(node: _Node) -> Shape:
 def _check_codebook(node: _Node) -> None:
     shape = tuple(node.tensors["codebook"].shape)
     if len(shape) != 1 or not 1 <= shape[0] <= MAX_CODEBOOK:
-        _refuse("E_GRAPH_SHAPE", "codebook", f"1 to {MAX_CODEBOOK} entries", f"shape {shape}")
+        refuse("E_GRAPH_SHAPE", "codebook", f"1 to {MAX_CODEBOOK} entries", f"shape {shape}")
     if node.number("zero") >= shape[0]:
-        _refuse("E_GRAPH_ATTR", "zero", f"an index of the codebook, 0..{shape[0] - 1}", node.number("zero"))
+        refuse("E_GRAPH_ATTR", "zero", f"an index of the codebook, 0..{shape[0] - 1}", node.number("zero"))
 
 
 def _with_residual(node: _Node, shape: Shape) -> Shape:
     if len(node.inputs) == 2 and node.inputs[1] != shape:
-        _refuse("E_GRAPH_SHAPE", "inputs[1]", f"the output's shape {shape}", node.inputs[1])
+        refuse("E_GRAPH_SHAPE", "inputs[1]", f"the output's shape {shape}", node.inputs[1])
     return shape
 
 
@@ -141,7 +137,7 @@ def _same(node: _Node) -> Shape:
 
 def _add(node: _Node) -> Shape:
     if node.inputs[1] != node.inputs[0]:
-        _refuse("E_GRAPH_SHAPE", "inputs[1]", f"the shape of inputs[0], {node.inputs[0]}", node.inputs[1])
+        refuse("E_GRAPH_SHAPE", "inputs[1]", f"the shape of inputs[0], {node.inputs[0]}", node.inputs[1])
     return node.inputs[0]
 
 
@@ -149,7 +145,7 @@ def _concat(node: _Node) -> Shape:
     first = node.inputs[0]
     for slot, shape in enumerate(node.inputs):
         if len(shape) != len(first) or shape[1:] != first[1:]:
-            _refuse("E_GRAPH_SHAPE", f"inputs[{slot}]", f"{first} but for its channels", shape)
+            refuse("E_GRAPH_SHAPE", f"inputs[{slot}]", f"{first} but for its channels", shape)
     return (sum(shape[0] for shape in node.inputs), *first[1:])
 
 
@@ -179,12 +175,12 @@ def _check_windows_meet_input(node: _Node, output: Shape, kernel: Sequence[int],
         reach = dilation[axis] * (kernel[axis] - 1)
         stepped_over = dilation[axis] > sizes[axis] and before > 0
         if before > reach or last >= sizes[axis] or stepped_over:
-            _refuse("E_GRAPH_ATTR", "padding", f"windows that meet the input on the {side} axis", before)
+            refuse("E_GRAPH_ATTR", "padding", f"windows that meet the input on the {side} axis", before)
 
 
 def _check_window_area(field: str, area: int) -> None:
     if area > MAX_WINDOW:
-        _refuse("E_GRAPH_ATTR", field, f"a window of at most {MAX_WINDOW} positions", area)
+        refuse("E_GRAPH_ATTR", field, f"a window of at most {MAX_WINDOW} positions", area)
 
 
 def _max_pool2d(node: _Node) -> Shape:
@@ -218,7 +214,7 @@ def _slice(node: _Node) -> Shape:
     for axis, size in enumerate(shape):
         start, stop, step = (node.numbers(name)[axis] for name in ("start", "stop", "step"))
         if not start < stop <= size:
-            _refuse("E_GRAPH_SHAPE", "stop", f"start {start} < stop <= {size} in dimension {axis}", stop)
+            refuse("E_GRAPH_SHAPE", "stop", f"start {start} < stop <= {size} in dimension {axis}", stop)
         result.append(-(-(stop - start) // step))
     return tuple(result)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -194,9 +195,10 @@ def fit(
         _joined(place, process_timeout) as group,
         _locked(directory, group) as lock,
     ):
+        trainer_pid = os.getpid()
         train_batches.share(group.rank, group.size)
         val_batches.share(group.rank, group.size)
-        train_batches.worker_init = val_batches.worker_init = lambda: _start_worker(lock)
+        train_batches.worker_init = val_batches.worker_init = lambda: _start_worker(lock, trainer_pid)
         trainer = Trainer(model, train_batches, val_batches, settings, directory, group)
         trainer.checkpoint_seconds, trainer.checkpoint_steps = checkpoint_seconds, checkpoint_steps
         trainer.go_on_unsaved = on_full_disk == "continue"
@@ -230,7 +232,10 @@ def _locked(directory: Path, group: Group) -> Iterator[RunLock | None]:
             lock.release()
 
 
-def _start_worker(lock: RunLock | None) -> None:
+def _start_worker(lock: RunLock | None, trainer: int) -> None:
+    """Called in each new worker process of the process ``trainer``."""
+    if multiprocessing.get_start_method() == "fork" and os.getppid() != trainer:
+        os._exit(1)  # killed before the worker looked: torch's watchdog would take the adopting process for it
     if lock is not None:
         lock.forget_in_child()
     leave_signals_to_parent()

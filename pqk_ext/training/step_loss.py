@@ -116,8 +116,7 @@ class _Graphs:
         state: Hashable = (x.shape, x.stride(), x.dtype, y.shape, y.dtype, learning)
         if isinstance(self._model, PreparedModel):
             pqk = self._model.pqk
-            distils_from = pqk.config.teacher_start_step + pqk.config.kd_warmup_steps
-            state = (state, pqk.phase, pqk.student_role, pqk.teaching, pqk.global_step >= distils_from)
+            state = (state, pqk.phase, pqk.student_role, pqk.teaching, pqk.distilling)
         return state
 
 

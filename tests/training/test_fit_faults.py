@@ -24,9 +24,11 @@ from pqk_ext.training import (
     ResumeMismatchError,
     TrainingInterrupted,
     checkpoint,
+    loop,
 )
 from pqk_ext.training.checkpoint import CheckpointStore, read_checkpoint
 
+Start = Callable[[Callable[[], Any]], BaseProcess]
 Train = Callable[..., FitResult]
 Start = Callable[[Callable[[], Any]], BaseProcess]
 
@@ -196,3 +198,12 @@ def test_a_signal_during_a_save(tmp_path: Path, train: Train, monkeypatch: pytes
     train(tmp_path / "b", checkpoint_steps=5)
     last = expected.checkpoint.name
     assert _files(tmp_path / "a")[last] == _files(tmp_path / "b")[last]
+
+
+@pytest.mark.parametrize(("gone", "code"), [(False, 0), (True, 1)])
+def test_a_worker_whose_trainer_is_gone_already_ends(child: Start, gone: bool, code: int) -> None:
+    """Torch's own watchdog looks who the parent is only after that: it would take the adopting process for it."""
+    trainer = -1 if gone else os.getpid()
+    process = child(lambda: loop._start_worker(None, trainer))
+    process.join(60)
+    assert process.exitcode == code
