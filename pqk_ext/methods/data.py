@@ -50,6 +50,12 @@ class Data:
         train, validation, test = ((x.to(device), y.to(device)) for x, y in (self.train, self.validation, self.test))
         return Data(train, validation, test, self.classes)
 
+    def learning_all(self) -> Data:
+        """With the samples of validation among those to learn from; they stay in ``validation`` as well."""
+        pairs = zip(self.train, self.validation, strict=True)
+        x, y = (torch.cat(parts) for parts in pairs)
+        return dataclasses.replace(self, train=(x, y))
+
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Of one sample."""

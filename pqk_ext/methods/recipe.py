@@ -49,6 +49,8 @@ class Training(Checked):
             each of ``milestones``, ``constant`` stays.
         milestones: shares of the steps.
         gamma: see ``schedule``.
+        learn_from: ``train``, or ``train+validation`` for a last run after all choices are made; what it says of the
+            validation split is then of samples that it has learned.
         augment: ``keywords`` (shift in time and noise), ``crop_flip`` (CIFAR) or ``none``.
         dropout: whether the network's dropout works; a network of few weights has none to spare.
         autocast: ``bf16``: losses are computed under ``torch.autocast``; ``none``.
@@ -67,6 +69,7 @@ class Training(Checked):
     schedule: str = choice("cosine", "steps", "constant")
     milestones: tuple[float, ...] = numbers((), 0, 1)
     gamma: float = number(0.1, 0)
+    learn_from: str = choice("train", "train+validation")
     augment: str = choice("none", "keywords", "crop_flip")
     dropout: bool = flag(False)
     autocast: str = choice("none", "bf16")
@@ -176,7 +179,7 @@ class Recipe(Checked):
 
 def _stated(training: dict[str, Any]) -> dict[str, Any]:
     """Without what is off: runs go on, and results are equal, that were begun before there was such a choice."""
-    off = {"autocast": "none", "compile": False, "cuda_graphs": False}
+    off = {"learn_from": "train", "autocast": "none", "compile": False, "cuda_graphs": False}
     return {name: value for name, value in training.items() if name not in off or value != off[name]}
 
 

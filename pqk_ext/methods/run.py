@@ -59,7 +59,9 @@ class Run:
     ) -> None:
         self.recipe, self.settings, self.seed, self.directory = recipe, recipe.settings, seed, directory
         self.device = usable_device(device)
-        self.data: Data = load_data(recipe.data, recipe.pixels).to(self.device)
+        data = load_data(recipe.data, recipe.pixels)
+        learned = data.learning_all() if recipe.training.learn_from == "train+validation" else data
+        self.data: Data = learned.to(self.device)
         self.facts: dict[str, Any] = {}
         self.extra_steps = 0
         self.progress = progress

@@ -12,6 +12,7 @@ import torch
 from pqk_ext import runtime
 from pqk_ext.data import keyword_spotting
 from pqk_ext.methods import load_recipe, run
+from pqk_ext.methods.data import load_data
 from pqk_ext.training import ResumeMismatchError, TrainingInterrupted
 from pqk_ext.training.signals import stop_after_step
 
@@ -98,3 +99,22 @@ def test_a_teacher_from_outside_takes_the_place_of_the_labels(tmp_path: Path) ->
     largest = max(float(gradient.abs().max()) for gradient in gradients[0])
     for first, second in zip(*gradients, strict=True):  # a bias before batch norm has no gradient but for rounding
         torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5 * largest)
+
+
+def test_a_last_run_learns_from_the_validation_split_too(tmp_path: Path) -> None:
+    held_out = run(load_recipe("pqk", SHORT), tmp_path / "apart", progress=False)
+    whole = load_recipe("pqk", SHORT | {"training.learn_from": "train+validation"})
+    result = run(whole, tmp_path / "all", progress=False)
+    assert "learn_from" not in held_out["recipe"]["training"]
+    assert result["recipe"]["training"]["learn_from"] == "train+validation"
+    assert (tmp_path / "apart/pqk.pqk").read_bytes() != (tmp_path / "all/pqk.pqk").read_bytes()
+
+
+def test_all_that_may_be_learned_from_is_once_in_it() -> None:
+    data = load_data("keyword_spotting", "cifar")
+    whole = data.learning_all()
+    for kept, before, part in zip(whole.train, data.train, data.validation, strict=True):
+        assert torch.equal(kept[: len(before)], before)
+        assert torch.equal(kept[len(before) :], part)
+    assert whole.validation is data.validation
+    assert whole.test is data.test
