@@ -42,7 +42,7 @@ def kd(run: Run) -> dict[str, nn.Module]:
 
     The teacher is a float network, by default the student's own, trained as long as the student before the student
     begins. It teaches from the first step to the last. With ``pqk.teacher: false`` this is what PQK saves: a second
-    network in memory, and its training.
+    network in memory, and its training. With ``true`` PQK's own teacher joins it in phase 2.
     """
     settings = run.settings
     name = settings.teacher or None
