@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import nn
 
-from pqk_ext.fields import Checked, integer, number, text, text_or_flag
+from pqk_ext.fields import Checked, choice, integer, number, text, text_or_flag
 from pqk_ext.methods._registry import method
 from pqk_ext.methods.distillation import Distillation
 from pqk_ext.methods.run import Run
@@ -23,6 +24,7 @@ class KDSettings(Checked):
         teacher: network of the zoo; empty: the student's, unpruned.
         teacher_pretrained: as ``pretrained`` of a recipe, for another network than the student's.
         teacher_steps: steps for which it is trained first; 0 takes it as it is.
+        teacher_autocast: ``bf16``: the teacher answers under ``torch.autocast``; ``none``.
         temperature: softening of both logits.
         kd_weight: of the distillation loss.
         ce_weight: of the cross-entropy.
@@ -31,6 +33,7 @@ class KDSettings(Checked):
     teacher: str = text()
     teacher_pretrained: bool | str = text_or_flag(False)
     teacher_steps: int = integer(920, 0)
+    teacher_autocast: str = choice("none", "bf16")
     temperature: float = number(4.0, 0, open_low=True)
     kd_weight: float = number(3.0, 0)
     ce_weight: float = number(1.0, 0)
@@ -53,7 +56,11 @@ def kd(run: Run) -> dict[str, nn.Module]:
     run.facts["teacher_validation_accuracy"] = run.accuracy(teacher.eval())
     trainee = Distillation(
         run.prepare(run.network()),
-        FloatTeacher(teacher, run.example_inputs),
+        FloatTeacher(
+            teacher,
+            run.example_inputs,
+            autocast=torch.bfloat16 if settings.teacher_autocast == "bf16" else None,
+        ),
         kd_weight=settings.kd_weight,
         ce_weight=settings.ce_weight,
         temperature=settings.temperature,

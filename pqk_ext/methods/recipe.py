@@ -142,7 +142,7 @@ class Recipe(Checked):
         return values | {
             "training": _stated(_plain(dataclasses.asdict(self.training))),
             "pqk": _plain(self.pqk),
-            "settings": _plain(dataclasses.asdict(self.settings)),
+            "settings": _stated(_plain(dataclasses.asdict(self.settings))),
         }
 
     @classmethod
@@ -177,10 +177,18 @@ class Recipe(Checked):
         return Recipe.from_dict(values)
 
 
-def _stated(training: dict[str, Any]) -> dict[str, Any]:
+_OFF = {
+    "learn_from": "train",
+    "autocast": "none",
+    "teacher_autocast": "none",
+    "compile": False,
+    "cuda_graphs": False,
+}
+
+
+def _stated(section: dict[str, Any]) -> dict[str, Any]:
     """Without what is off: runs go on, and results are equal, that were begun before there was such a choice."""
-    off = {"learn_from": "train", "autocast": "none", "compile": False, "cuda_graphs": False}
-    return {name: value for name, value in training.items() if name not in off or value != off[name]}
+    return {name: value for name, value in section.items() if name not in _OFF or value != _OFF[name]}
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,8 @@ class FloatTeacher:
         example_inputs: a float32 batch.
         taps: modules after which features are taken (:func:`pqk_ext.preparation.find_taps`).
         before_activation: take them before the activation.
+        autocast: dtype of its matrix products and convolutions (``torch.autocast``); None: float32. With bfloat16 it
+            answers in half the time on processors that have it; what it says is float32 again.
 
     Raises:
         UnsupportedOperator: the model cannot be traced.
@@ -36,9 +38,11 @@ class FloatTeacher:
         *,
         taps: Sequence[str] = (),
         before_activation: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self._network = prepare(model, PQKConfig(teacher=False), example_inputs=example_inputs).eval()
         self._network.requires_grad_(False)
+        self._autocast = autocast
         self._taps = find_taps(self._network, taps, before_activation=before_activation)
 
     @property
@@ -49,4 +53,11 @@ class FloatTeacher:
     def __call__(self, x: Tensor, step: int = 0) -> NetworkOutput:
         """What the network says of ``x``; the step makes no difference."""
         with torch.no_grad():
-            return self._network.run(fast_layout(x), Role.FLOAT, taps=self._taps)
+            if self._autocast is None:
+                return self._answer(x)
+            with torch.autocast(x.device.type, self._autocast):
+                logits, features = self._answer(x)
+            return NetworkOutput(logits.float(), tuple(feature.float() for feature in features))
+
+    def _answer(self, x: Tensor) -> NetworkOutput:
+        return self._network.run(fast_layout(x), Role.FLOAT, taps=self._taps)

@@ -13,6 +13,11 @@ from pqk_ext import runtime
 from pqk_ext.data import keyword_spotting
 from pqk_ext.methods import load_recipe, run
 from pqk_ext.methods.data import load_data
+from pqk_ext.methods.distillation import Distillation
+from pqk_ext.methods.kd import kd
+from pqk_ext.methods.run import Run
+from pqk_ext.nn import NetworkOutput
+from pqk_ext.teachers import FloatTeacher
 from pqk_ext.training import ResumeMismatchError, TrainingInterrupted
 from pqk_ext.training.signals import stop_after_step
 
@@ -70,6 +75,25 @@ def test_another_recipe_or_seed_is_refused(tmp_path: Path) -> None:
         run(recipe, other, progress=False)
 
 
+@pytest.mark.parametrize(("setting", "dtype"), [("none", None), ("bf16", torch.bfloat16)])
+def test_a_teacher_answers_in_the_precision_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, dtype: torch.dtype | None
+) -> None:
+    asked: list[torch.dtype | None] = []
+
+    class Recorded(FloatTeacher):
+        def __call__(self, x: torch.Tensor, step: int = 0) -> NetworkOutput:
+            asked.append(self._autocast)
+            return super().__call__(x, step)
+
+    monkeypatch.setattr("pqk_ext.methods.kd.FloatTeacher", Recorded)
+    changes = {"training.steps": 3, "training.batch_size": 4, "settings.teacher_steps": 0}
+    recipe = load_recipe("kd", changes | {"settings.teacher_autocast": setting})
+    kd(Run(recipe, tmp_path, 0, progress=False))
+    assert asked == [dtype] * 3
+    assert ("teacher_autocast" in recipe.to_dict()["settings"]) == (setting != "none")
+
+
 def test_seeds_make_the_difference(tmp_path: Path) -> None:
     recipe = load_recipe("pqk", {"training.steps": 3, "training.batch_size": 4})
     files: list[Any] = []
@@ -81,10 +105,6 @@ def test_seeds_make_the_difference(tmp_path: Path) -> None:
 
 def test_a_teacher_from_outside_takes_the_place_of_the_labels(tmp_path: Path) -> None:
     """With no weight on the labels a student follows its teacher alone."""
-    from pqk_ext.methods.distillation import Distillation
-    from pqk_ext.methods.run import Run
-    from pqk_ext.teachers import FloatTeacher
-
     work = Run(load_recipe("kd", SHORT), tmp_path, 0, progress=False)
     trainee = Distillation(
         work.prepare(work.network()), FloatTeacher(work.network(), work.example_inputs), ce_weight=0.0, kd_weight=1.0

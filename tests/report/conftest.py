@@ -12,9 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("matplotlib", reason="no report without matplotlib")
-pytest.importorskip("jinja2", reason="no report without jinja2")
-
 import pqk_ext
 from pqk_ext.training import fit
 

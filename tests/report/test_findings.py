@@ -12,6 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+pytest.importorskip("matplotlib", reason="no report without matplotlib")
+pytest.importorskip("jinja2", reason="no report without jinja2")
+
 from pqk_ext.diagnostics import diagnose_layer, weight_codes
 from pqk_ext.nn import PQKConvTranspose2d
 from pqk_ext.report import Run, measure, read_run

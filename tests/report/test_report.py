@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("matplotlib", reason="no report without matplotlib")
+pytest.importorskip("jinja2", reason="no report without jinja2")
+
 from pqk_ext.cli import main
 from pqk_ext.report import make_page, measure, read_run, to_html
 from tests.report.conftest import change_lines

@@ -32,3 +32,18 @@ def test_it_is_a_copy_in_evaluation_mode() -> None:
     with torch.no_grad():
         model.fc.weight.zero_()
     assert torch.equal(teacher(x, 1).logits, first)
+
+
+def test_under_autocast_it_says_what_its_network_says_there_in_float32() -> None:
+    torch.manual_seed(0)
+    x, _ = batch(1)
+    model = enliven(SmallNet(), x)
+    teacher = FloatTeacher(model, x[:1], taps=["bn1"], autocast=torch.bfloat16)
+    logits, (feature,) = teacher(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+    assert expected.dtype == torch.bfloat16
+    assert logits.dtype == feature.dtype == torch.float32
+    torch.testing.assert_close(logits, expected.float(), rtol=2e-2, atol=2e-2)
+    assert not torch.equal(logits, FloatTeacher(model, x[:1])(x).logits)
+    assert not torch.is_autocast_enabled("cpu")
