@@ -152,18 +152,9 @@ def promises_of(library: Path) -> tuple[Promise, ...]:
     return ENGINE_PROMISES if library.name.startswith("_engine_cuda") else PROMISES
 
 
-def newest_architecture(cuobjdump: str, library: Path) -> str:
-    """Of those that a library was built for, such as ``sm_90``."""
-    command = [cuobjdump, "--list-elf", str(library)]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return max(re.findall(r"\bsm_\d+[a-z]?", listing), key=lambda name: int(re.sub(r"\D", "", name)))
-
-
-def disassemble(cuobjdump: str, library: Path, architecture: str | None = None) -> list[Kernel]:
-    """The kernels of a library, of all architectures or one."""
-    chosen = [] if architecture is None else ["-arch", architecture]
-    command = [cuobjdump, *chosen, "-sass", str(library)]
-    return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def disassemble(cuobjdump: str, library: Path) -> list[Kernel]:
+    """The kernels of a library, of all architectures."""
+    return parse(subprocess.run([cuobjdump, "-sass", str(library)], capture_output=True, text=True, check=True).stdout)
 
 
 def main() -> int:
