@@ -24,7 +24,7 @@ class KDSettings(Checked):
         teacher: network of the zoo; empty: the student's, unpruned.
         teacher_pretrained: as ``pretrained`` of a recipe, for another network than the student's.
         teacher_steps: steps for which it is trained first; 0 takes it as it is.
-        teacher_autocast: ``bf16``: the teacher answers under ``torch.autocast``; ``none``.
+        teacher_autocast: ``bf16``: the teacher answers under ``torch.autocast``; ``none``: as the student.
         temperature: softening of both logits.
         kd_weight: of the distillation loss.
         ce_weight: of the cross-entropy.

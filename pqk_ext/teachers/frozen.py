@@ -23,8 +23,8 @@ class FloatTeacher:
         example_inputs: a float32 batch.
         taps: modules after which features are taken (:func:`pqk_ext.preparation.find_taps`).
         before_activation: take them before the activation.
-        autocast: dtype of its matrix products and convolutions (``torch.autocast``); None: float32. With bfloat16 it
-            answers in half the time on processors that have it; what it says is float32 again.
+        autocast: dtype of its matrix products and convolutions (``torch.autocast``); what it says is float32 again.
+            With bfloat16 it takes half the time on processors that have it. None: float32, or the caller's autocast.
 
     Raises:
         UnsupportedOperator: the model cannot be traced.
